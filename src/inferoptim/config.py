@@ -1,0 +1,167 @@
+"""What a user may set: engine levers and sampling. Frozen, validated at the border, stored with every run.
+
+Nothing here imports torch. A field that nothing reads does not exist; an unknown field is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from inferoptim.errors import ConfigError, RequestError
+from inferoptim.units import GIB
+
+Quantization = Literal["none", "int8", "int8-weight-only", "fp8"]
+KVQuantization = Literal["none", "int8", "fp8"]
+Model = TypeVar("Model", bound=BaseModel)
+Speculative = Literal["none", "prompt-lookup", "draft"]
+
+
+class EngineConfig(BaseModel):
+    """One engine configuration: where it runs, its memory, and every lever on or off.
+
+    The defaults are the levers' *on* state that is lossless and safe everywhere; `levers_off` is the first rung.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field("smollm2-135m", description="Model name, Hub id, local folder or .gguf file.")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Type of weights, activations and KV-cache; auto = the checkpoint's, where the device has it."
+    )
+    num_threads: int | None = Field(None, ge=1, description="CPU threads; default: the cores this process may use.")
+    kernels: Literal["auto", "native", "torch"] = Field(
+        "auto", description="CPU kernels: native = compiled C++ (refused when it cannot be built), torch = stock operators."
+    )
+    seed: int = Field(0, description="Seed of requests that state none.")
+
+    max_model_len: int | None = Field(None, ge=1, description="Longest prompt + output, tokens; default: the model's.")
+    max_num_seqs: int = Field(32, ge=1, description="Most sequences in one step.")
+    max_num_batched_tokens: int = Field(2048, ge=1, description="Most tokens computed in one step (the token budget).")
+    kv_budget_bytes: int | None = Field(None, ge=1, description="Memory for the KV-cache, the same for paged and contiguous.")
+    block_size: int = Field(16, ge=1, le=256, description="Tokens in one KV block.")
+
+    quantization: Quantization = "none"
+    kv_quantization: KVQuantization = "none"
+    compiled_step: bool = Field(True, description="CUDA graphs on a GPU; the fused native step on a CPU.")
+    in_flight_batching: bool = True
+    paged_kv: bool = True
+    prefix_caching: bool = True
+    chunked_prefill: bool = True
+    speculative: Speculative = "none"
+    num_speculative_tokens: int = Field(5, ge=1, le=32)
+    draft_model: str | None = Field(
+        None, description="With speculative=draft: a model of the same vocabulary, or 'self:N' = the target's first N layers, int8."
+    )
+    tensor_parallel: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _no_contradiction(self) -> EngineConfig:
+        if self.prefix_caching and not self.paged_kv:
+            raise ValueError("prefix_caching needs paged_kv: shared prefixes are shared blocks")
+        if self.chunked_prefill and not self.in_flight_batching:
+            raise ValueError("chunked_prefill needs in_flight_batching: chunks ride along with running decodes")
+        if self.speculative == "draft" and not self.draft_model:
+            raise ValueError("speculative=draft needs draft_model (a model name, or self:N)")
+        if self.speculative != "draft" and self.draft_model:
+            raise ValueError("draft_model is set but speculative is not 'draft'")
+        if self.device == "cpu" and "fp8" in (self.quantization, self.kv_quantization):
+            raise ValueError("fp8 needs an NVIDIA GPU (SM 8.9 or later); on a CPU use int8")
+        if self.device == "cpu" and self.tensor_parallel > 1:
+            raise ValueError("tensor_parallel needs NVIDIA GPUs")
+        if self.device == "cuda" and self.kernels == "native":
+            raise ValueError("kernels=native are CPU kernels; leave kernels=auto on a GPU")
+        return self
+
+    @classmethod
+    def create(cls, **fields: Any) -> EngineConfig:
+        """Build from plain values; a `ConfigError` with one line per wrong field instead of pydantic's report."""
+        return create_validated(cls, fields)
+
+    @classmethod
+    def levers_off(cls, **fields: Any) -> EngineConfig:
+        """The first rung above transformers: our engine, every lever off."""
+        off: dict[str, Any] = {
+            "quantization": "none",
+            "kv_quantization": "none",
+            "compiled_step": False,
+            "in_flight_batching": False,
+            "paged_kv": False,
+            "prefix_caching": False,
+            "chunked_prefill": False,
+            "speculative": "none",
+        }
+        return cls.create(**{**off, **fields})
+
+
+DEFAULT_KV_BUDGET_BYTES = 1 * GIB
+
+
+class SamplingParams(BaseModel):
+    """How one request's tokens are chosen and when it stops. temperature=0 is greedy."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_tokens: int = Field(16, ge=1)
+    min_tokens: int = Field(0, ge=0, description="No stop (end-of-sequence, stop id or string) before this many.")
+    temperature: Annotated[float, Field(ge=0, le=100)] = 1.0
+    top_k: int = Field(0, ge=0, description="0 = all.")
+    top_p: float = Field(1.0, gt=0, le=1)
+    min_p: float = Field(0.0, ge=0, le=1)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    repetition_penalty: float = Field(1.0, gt=0, le=10)
+    logit_bias: dict[int, float] = Field(default_factory=dict)
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = Field(None, ge=0, le=50, description="Also return the log-probabilities of the N likeliest tokens.")
+    prompt_logprobs: int | None = Field(None, ge=0, le=50)
+    include_stop_str_in_output: bool = False
+
+    @model_validator(mode="after")
+    def _finite(self) -> SamplingParams:
+        for name in ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} must be a finite number")
+        if any(not math.isfinite(b) for b in self.logit_bias.values()):
+            raise ValueError("logit_bias values must be finite numbers")
+        if any(s == "" for s in self.stop):
+            raise ValueError("an empty stop string would stop everything")
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens ({self.min_tokens}) is above max_tokens ({self.max_tokens})")
+        return self
+
+    @classmethod
+    def create(cls, **fields: Any) -> SamplingParams:
+        """Build from plain values; a `RequestError` in one line instead of pydantic's report."""
+        try:
+            return create_validated(cls, fields)
+        except ConfigError as error:
+            raise RequestError(str(error)) from error
+
+    @property
+    def greedy(self) -> bool:
+        """True when the likeliest token is taken, whatever the seed."""
+        return self.temperature == 0
+
+
+def create_validated(model: type[Model], fields: dict[str, Any], where: str = "") -> Model:
+    """Validate `fields` into `model`.
+
+    Raises:
+        ConfigError: one line naming each wrong field, `where` first (a file and line, if known).
+    """
+    try:
+        return model(**fields)
+    except ValidationError as error:
+        parts = []
+        for problem in error.errors():
+            name = ".".join(str(part) for part in problem["loc"])
+            text = problem["msg"].removeprefix("Value error, ")
+            parts.append(f"{name}: {text}" if name else text)
+        raise ConfigError((f"{where}: " if where else "") + "; ".join(parts)) from error
