@@ -1,0 +1,51 @@
+"""How the weight of a linear layer is held in memory. Plain values: kernels read them, nobody writes to them.
+
+Legend: N output features · K input features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class DenseWeight:
+    """A linear layer in the model's own type: ``y = x @ weight.T + bias``."""
+
+    weight: torch.Tensor  # [N, K], float32, bfloat16 or float16; contiguous
+    bias: torch.Tensor | None = None  # [N], same type
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K)."""
+        return self.weight.shape[0], self.weight.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held in memory."""
+        return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Weight:
+    """A linear layer in int8, symmetric, one scale per output channel: ``weight ~= q * scale[:, None]``."""
+
+    q: torch.Tensor  # int8 [N, K] in [-127, 127]; contiguous
+    scale: torch.Tensor  # float32 [N] = max|row| / 127
+    bias: torch.Tensor | None  # [N], the model's type
+    dynamic_activations: bool  # True: inputs are quantised per token (W8A8); False: weight-only (W8A16)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K)."""
+        return self.q.shape[0], self.q.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held in memory."""
+        return self.q.nbytes + self.scale.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+
+Linear = DenseWeight | Int8Weight
