@@ -1,0 +1,88 @@
+# `make help` says what there is. Each target sets up what it needs, once, and again when pyproject.toml or
+# constraints.txt change. Works from anywhere: make -C path/to/the/clone bench
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+ROOT := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
+
+PYTHON ?= python3
+VENV ?= $(ROOT)/.venv
+MODEL ?= smollm2-135m
+OUT ?= results/quick-$(shell date +%Y%m%d-%H%M%S)
+BENCH_ARGS ?= --quick
+PYTEST_ARGS ?=
+# A CPU-only build of torch is much smaller: make bench TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+BASE := $(VENV)/.stamp-base
+BENCH := $(VENV)/.stamp-bench
+DEV := $(VENV)/.stamp-dev
+
+.PHONY: help bench test lint doctor clean test-tools
+
+help: ## This list
+	@echo "Inference-Optim-LLM"
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' '$(ROOT)/Makefile' | expand -t 16
+	@echo "Settings: MODEL=$(MODEL)  BENCH_ARGS='$(BENCH_ARGS)'  PYTEST_ARGS=''  PYTHON=$(PYTHON)  TORCH_INDEX="
+
+bench: $(BENCH) ## The main job on this machine: what each lever gains; writes results/.../report.html
+	cd '$(ROOT)' && '$(BIN)/inferoptim' bench --model '$(MODEL)' $(BENCH_ARGS) --out '$(OUT)'
+
+doctor: $(BENCH) ## Is this machine ready? What is missing, and what to do about it
+	@cd '$(ROOT)' && '$(BIN)/inferoptim' doctor
+
+# Every check runs even after one failed, so that one pass shows everything that is wrong.
+define CHECKS
+ruff check .
+ruff format --check .
+mypy
+lint-imports
+endef
+export CHECKS
+
+lint: $(DEV) ## ruff, mypy and the import rules
+	@cd '$(ROOT)'; export PATH='$(BIN)':"$$PATH"; failed=(); \
+	while IFS= read -r check; do echo "== $$check"; $$check || failed+=("$$check"); done <<< "$$CHECKS"; \
+	if (( $${#failed[@]} )); then printf 'failed: %s\n' "$${failed[@]}" >&2; exit 1; fi
+
+test: $(DEV) test-tools ## lint, then every test; both run, whatever the first one found
+	@cd '$(ROOT)'; failed=(); \
+	$(MAKE) --no-print-directory lint || failed+=(lint); \
+	echo "== pytest $(PYTEST_ARGS)"; '$(BIN)/python' -m pytest $(PYTEST_ARGS) || failed+=(pytest); \
+	if (( $${#failed[@]} )); then printf 'failed: %s\n' "$${failed[@]}" >&2; exit 1; fi
+
+# Debian tools that some tests drive for real. A test that needs one says so when it is missing.
+test-tools:
+	@cd '$(ROOT)'; for tool in prometheus chromium; do \
+	  command -v "$$tool" > /dev/null && continue; \
+	  grep -rqE --include='*.py' "[\"']$$tool[\"']" tests || continue; \
+	  if [[ $$(id -u) == 0 ]] && command -v apt-get > /dev/null; then \
+	    echo "Installing $$tool (Debian package) for the tests that drive it"; \
+	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$$tool"; } \
+	      > /dev/null || echo "could not install $$tool; going on without it"; \
+	  else echo "$$tool is missing and only root can install it (apt-get install $$tool); going on without it"; fi; \
+	done
+
+clean: ## Remove what make built (environment, caches); results/ stays
+	cd '$(ROOT)' && rm -rf '$(VENV)' build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache \
+	  .import_linter_cache .hypothesis && find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BASE): $(ROOT)/constraints.txt
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "Python 3.10 or later is needed; set PYTHON=/path/to/python3" >&2; exit 1; }
+	@test -x '$(BIN)/python' || '$(PYTHON)' -m venv '$(VENV)' \
+	  || { echo "could not create $(VENV); on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@echo "Installing torch (the first time takes minutes)"
+	$(PIP) install -c '$(ROOT)/constraints.txt' $(if $(TORCH_INDEX),--index-url '$(TORCH_INDEX)') torch
+	@touch '$@'
+
+$(BENCH): $(BASE) $(ROOT)/pyproject.toml
+	$(PIP) install -q -c '$(ROOT)/constraints.txt' -e '$(ROOT)[bench]'
+	@touch '$@'
+
+$(DEV): $(BASE) $(ROOT)/pyproject.toml
+	$(PIP) install -q -c '$(ROOT)/constraints.txt' -e '$(ROOT)[dev]'
+	@touch '$@' '$(BENCH)'
