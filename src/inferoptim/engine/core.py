@@ -1,0 +1,321 @@
+"""The step loop: propose → schedule → execute → update. Token ids in, token ids out; text is output.py's concern.
+
+Not thread-safe: one thread owns an `EngineCore`. `LLM` drives it from the caller's thread, `AsyncLLM` from its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from inferoptim import __version__
+from inferoptim.config import DEFAULT_KV_BUDGET_BYTES, EngineConfig
+from inferoptim.engine.blocks import BlockAllocator
+from inferoptim.engine.kv_cache import allocate_kv_cache, bytes_per_token, num_blocks_within
+from inferoptim.engine.loading import choose_device, load_draft, load_target
+from inferoptim.engine.request import FinishReason, Request, Sequence, TokenLogprobs
+from inferoptim.engine.runner import DecoderLike, Runner
+from inferoptim.engine.scheduler import Scheduler, SchedulerConfig
+from inferoptim.engine.speculative import DraftModelProposer, PromptLookupProposer, Proposer, Speculator
+from inferoptim.engine.step import StepResult
+from inferoptim.errors import ConfigError, RequestError
+from inferoptim.models.batch import Batch
+from inferoptim.models.hub import ModelFiles, resolve_model
+
+
+@dataclass(frozen=True, slots=True)
+class TokenOutput:
+    """What one step gave one request."""
+
+    request_id: str
+    token_ids: tuple[int, ...]  # new ones only
+    finish_reason: FinishReason | None
+    num_cached_tokens: int  # prompt tokens that came from the prefix cache
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
+
+
+class EngineCore:
+    """One model, one KV-cache, one scheduler.
+
+    Args:
+        config: levers and memory; see `EngineConfig`.
+
+    Raises:
+        ConfigError, UnsupportedError, DataError: the model cannot be found, read or run here.
+        CapacityError: the KV budget does not hold one sequence of max_model_len tokens, or memory is short.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        started = time.perf_counter()
+        self.config = config
+        self.device = choose_device(config)
+        if self.device.type == "cpu" and config.num_threads:
+            torch.set_num_threads(config.num_threads)
+        self.files: ModelFiles = resolve_model(config.model)
+        self._decoder: DecoderLike = load_target(self.files, config, self.device)
+        self.spec = self._decoder.spec
+        self.max_model_len = self._model_len()
+        self._token_bytes = bytes_per_token(self.spec, self._decoder.dtype, config.kv_quantization)
+        draft = (
+            load_draft(self.files, self._decoder, config, self.device)
+            if config.speculative == "draft"
+            else None
+        )
+        draft_token_bytes = bytes_per_token(draft.spec, draft.dtype, config.kv_quantization) if draft else 0
+        self._lookahead = config.num_speculative_tokens if config.speculative != "none" else 0
+        self._num_blocks = self._count_blocks(self._token_bytes + draft_token_bytes)
+        scheduler_config = SchedulerConfig(
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_model_len=self.max_model_len,
+            block_size=config.block_size,
+            in_flight_batching=config.in_flight_batching,
+            paged_kv=config.paged_kv,
+            prefix_caching=config.prefix_caching,
+            chunked_prefill=config.chunked_prefill,
+        )
+        self._scheduler = Scheduler(scheduler_config, BlockAllocator(self._num_blocks, config.block_size))
+        self._runner = self._make_runner(self._decoder)
+        proposer: Proposer | None = None
+        if draft is not None:
+            proposer = DraftModelProposer(self._make_runner(draft), config.block_size)
+        elif config.speculative == "prompt-lookup":
+            proposer = PromptLookupProposer()
+        self._speculator = Speculator(proposer, config.num_speculative_tokens) if proposer else None
+        self._running: dict[str, Sequence] = {}
+        self._reported: dict[
+            str, int
+        ] = {}  # tokens of each sequence that step() has already given out, or the prompt's
+        self._rows: dict[int, str] = {}  # request by row of the batch
+        self._step_s = 0.0
+        self.load_s = time.perf_counter() - started
+
+    # -- requests ---------------------------------------------------------------------------------------------------
+
+    def add(self, request: Request) -> None:
+        """Queue a request.
+
+        Raises:
+            RequestError: an empty prompt, a token id outside the vocabulary, or a prompt longer than the context.
+            CapacityError: it could never fit the KV-cache.
+        """
+        n = len(request.prompt_token_ids)
+        if n == 0:
+            raise RequestError(f"request {request.request_id}: the prompt is empty; send at least one token")
+        if n >= self.max_model_len:
+            raise RequestError(
+                f"request {request.request_id}: the prompt has {n} tokens, but the context holds {self.max_model_len} "
+                f"(prompt and output); shorten it or raise max_model_len"
+            )
+        vocab = self.spec.vocab_size
+        wrong = next((t for t in request.prompt_token_ids if not 0 <= t < vocab), None)
+        if wrong is None:
+            chosen = (*request.sampling.stop_token_ids, *request.sampling.logit_bias)
+            wrong = next((t for t in chosen if not 0 <= t < vocab), None)
+        if wrong is not None:
+            raise RequestError(
+                f"request {request.request_id}: token id {wrong} is outside the vocabulary (0…{vocab - 1})"
+            )
+        if request.request_id in self._running:
+            raise RequestError(
+                f"request id {request.request_id} is already in the engine; ids must be unique"
+            )
+        self._running[request.request_id] = self._scheduler.add(request)
+        self._reported[request.request_id] = n
+
+    def abort(self, request_id: str) -> None:
+        """Forget a request, whatever its state; unknown or finished ids are ignored."""
+        if self._scheduler.abort(request_id) is not None:
+            self._leave(request_id)
+
+    def finish(self, request_id: str) -> None:
+        """End a request whose text met a stop string."""
+        sequence = self._running.get(request_id)
+        if sequence is not None:
+            self._scheduler.finish(sequence, FinishReason.STOP)
+            self._leave(request_id)
+
+    # -- the loop ---------------------------------------------------------------------------------------------------
+
+    @property
+    def has_work(self) -> bool:
+        """True while a request waits or runs."""
+        return self._scheduler.has_work
+
+    def step(self) -> list[TokenOutput]:
+        """Run one step; the outputs of the sequences that gained tokens or ended. [] when there is nothing to do."""
+        if self._speculator is not None:
+            running = [s for s in self._running.values() if s.slot >= 0]
+            for request_id, tokens in self._speculator.propose(running).items():
+                self._scheduler.set_drafts(request_id, tokens)
+        plan = self._scheduler.schedule(time.perf_counter())
+        if plan is None:
+            return []
+        result = self._runner.execute(plan)
+        self._step_s += result.step_s
+        for admission in plan.admitted:
+            self._rows[admission.slot] = admission.request_id
+        self._scheduler.update(plan, result, time.perf_counter())
+        if self._speculator is not None:
+            accepted = {r.slot: len(r.token_ids) - 1 for r in result.sequences if r.token_ids}
+            self._speculator.observe(plan, result.step_s, accepted)
+        return self._outputs(result)
+
+    def _outputs(self, result: StepResult) -> list[TokenOutput]:
+        outputs = []
+        for r in result.sequences:
+            request_id = self._rows[r.slot]
+            sequence = self._running.get(request_id)
+            if sequence is None or not (r.token_ids or r.prompt_logprobs):
+                continue  # aborted during the step, or a chunk of a prompt
+            # the scheduler drops verified tokens past a stop, so its list says what was gained
+            tokens = tuple(sequence.token_ids[self._reported[request_id] :])
+            self._reported[request_id] += len(tokens)
+            logprobs = r.logprobs[: len(tokens)] if r.logprobs else None
+            outputs.append(
+                TokenOutput(
+                    request_id,
+                    tokens,
+                    sequence.finish_reason,
+                    sequence.num_cached,
+                    logprobs,
+                    r.prompt_logprobs,
+                )
+            )
+            if sequence.finish_reason is not None:
+                self._leave(request_id)
+        return outputs
+
+    def _leave(self, request_id: str) -> None:
+        self._running.pop(request_id, None)
+        self._reported.pop(request_id, None)
+        if self._speculator is not None:
+            self._speculator.forget(request_id)
+
+    # -- what the bench, the server and the quality gate ask -----------------------------------------------------------
+
+    def counters(self) -> dict[str, float]:
+        """Monotonic counters since load: the scheduler's, and the seconds spent executing steps."""
+        return {**self._scheduler.counters(), "step_s": self._step_s}
+
+    def kv_usage(self) -> dict[str, int]:
+        """Tokens whose KV is live, tokens' worth of memory that sequences hold, and the sequences themselves."""
+        return {
+            "kv_used_tokens": self._scheduler.kv_used_tokens,
+            "kv_reserved_tokens": self._scheduler.kv_reserved_tokens,
+            "kv_capacity_tokens": self._num_blocks * self.config.block_size,
+            "running": self._scheduler.num_running,
+            "waiting": self._scheduler.num_waiting,
+        }
+
+    def reset_prefix_cache(self) -> None:
+        """Forget cached prefixes. Only while no request is in the engine."""
+        self._scheduler.reset_prefix_cache()
+
+    def check(self) -> None:
+        """Integrity of the block accounting; raises AssertionError on a leak or a double owner."""
+        self._scheduler.check()
+
+    def info(self) -> dict[str, Any]:
+        """What runs here, for records: versions, memory, kernels."""
+        return {
+            "version": __version__,
+            "model": self.config.model,
+            "model_revision": self.files.revision,
+            "model_fingerprint": self.files.fingerprint,
+            "device": str(self.device),
+            "dtype": str(self._decoder.dtype).removeprefix("torch."),
+            "decoder": type(self._decoder).__name__,
+            "num_threads": torch.get_num_threads(),
+            "load_s": self.load_s,
+            "weight_bytes": self._decoder.weight_bytes,
+            "max_model_len": self.max_model_len,
+            "kv_bytes_per_token": self._token_bytes,
+            "kv_capacity_tokens": self._num_blocks * self.config.block_size,
+            "kv_capacity_bytes": self._num_blocks * self.config.block_size * self._token_bytes,
+        }
+
+    @torch.inference_mode()
+    def logits(self, token_ids: SequenceOf[int]) -> np.ndarray:
+        """Float32 logits [n, V] of one sequence, through the same weights and KV format as generation.
+
+        Computed in one step over a scratch cache, so it neither uses nor fills the prefix cache.
+        """
+        n = len(token_ids)
+        if not 1 <= n <= self.max_model_len:
+            raise RequestError(f"logits: {n} tokens asked, the context holds 1…{self.max_model_len}")
+        block_size = self.config.block_size
+        num_blocks = -(-n // block_size)
+        kv = allocate_kv_cache(
+            self.spec,
+            num_blocks,
+            block_size,
+            model_dtype=self._decoder.dtype,
+            device=self.device,
+            kv_quantization=self.config.kv_quantization,
+        )
+
+        def tensor(values: Any) -> torch.Tensor:
+            return torch.as_tensor(values, dtype=torch.int32, device=self.device)
+
+        everything = tensor(range(n))
+        batch = Batch(
+            token_ids_T=tensor(list(token_ids)),
+            positions_T=everything,
+            slot_mapping_T=everything,
+            query_start=tensor([0, n]),
+            context_lens_S=tensor([n]),
+            block_tables_SM=tensor([list(range(num_blocks))]),
+            logit_rows_R=everything,
+            max_query_len=n,
+            max_context_len=n,
+            contiguous=True,
+        )
+        logits: np.ndarray = self._decoder.forward(batch, kv).float().cpu().numpy()
+        return logits
+
+    # -- set-up -----------------------------------------------------------------------------------------------------
+
+    def _model_len(self) -> int:
+        asked, most = self.config.max_model_len, self.spec.max_position
+        if asked is not None and asked > most:
+            raise ConfigError(
+                f"max_model_len={asked} is above what {self.config.model} was trained for ({most} tokens)"
+            )
+        return asked or most
+
+    def _count_blocks(self, token_bytes: int) -> int:
+        """Blocks for the budget; no more than every row at full length could use."""
+        config = self.config
+        budget = config.kv_budget_bytes or DEFAULT_KV_BUDGET_BYTES
+        blocks = num_blocks_within(budget, config.block_size, token_bytes, self.max_model_len)
+        return min(
+            blocks, config.max_num_seqs * -(-(self.max_model_len + self._lookahead) // config.block_size)
+        )
+
+    def _make_runner(self, decoder: DecoderLike) -> Runner:
+        config = self.config
+        kv = allocate_kv_cache(
+            decoder.spec,
+            self._num_blocks,
+            config.block_size,
+            model_dtype=decoder.dtype,
+            device=self.device,
+            kv_quantization=config.kv_quantization,
+        )
+        return Runner(
+            decoder,
+            kv,
+            max_num_seqs=config.max_num_seqs,
+            max_model_len=self.max_model_len,
+            max_draft=self._lookahead,
+            contiguous=not config.paged_kv,
+            seed=config.seed,
+            eos_token_ids=self.spec.eos_token_ids,
+        )

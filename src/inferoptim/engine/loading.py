@@ -1,0 +1,104 @@
+"""Which device, type and op set a configuration gets, and the decoders built for it."""
+
+from __future__ import annotations
+
+import torch
+
+from inferoptim.config import EngineConfig
+from inferoptim.engine.runner import DecoderLike
+from inferoptim.errors import ConfigError, UnsupportedError
+from inferoptim.models.hub import ModelFiles, resolve_model
+from inferoptim.models.load import load_decoder, read_spec
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_device(config: EngineConfig) -> torch.device:
+    """The device asked for, or the best there is.
+
+    Raises:
+        UnsupportedError: cuda was asked for and there is none.
+    """
+    has_cuda = torch.cuda.is_available()
+    if config.device == "cuda" and not has_cuda:
+        raise UnsupportedError(
+            "device=cuda, but torch sees no NVIDIA GPU here; run `inferoptim doctor`, or use device=cpu"
+        )
+    kind = config.device if config.device != "auto" else ("cuda" if has_cuda else "cpu")
+    if kind == "cpu" and "fp8" in (config.quantization, config.kv_quantization):
+        raise UnsupportedError(
+            "fp8 needs an NVIDIA GPU (SM 8.9 or later) and there is none here; on a CPU use int8"
+        )
+    return torch.device(kind)
+
+
+def choose_dtype(config: EngineConfig, files: ModelFiles, device: torch.device) -> torch.dtype:
+    """The type asked for; auto = the checkpoint's, with float16 read as bfloat16 on a CPU (same size, native there)."""
+    if config.dtype != "auto":
+        return _DTYPES[config.dtype]
+    dtype = _DTYPES.get(read_spec(files.folder).torch_dtype, torch.bfloat16)
+    return torch.bfloat16 if device.type == "cpu" and dtype == torch.float16 else dtype
+
+
+def load_target(files: ModelFiles, config: EngineConfig, device: torch.device) -> DecoderLike:
+    """The model that answers, on the op set that the configuration asks for.
+
+    On a CPU, `compiled_step` puts all layers of a step into one native call; without a compiler, torch operators take
+    over and `kernels.cpu.why_not()` says why (kernels='native' refuses instead).
+    """
+    decoder = load_decoder(
+        files.folder,
+        device=device,
+        dtype=choose_dtype(config, files, device),
+        quantization=config.quantization,
+    )
+    return _compile(decoder, config)
+
+
+def load_draft(
+    files: ModelFiles, target: DecoderLike, config: EngineConfig, device: torch.device
+) -> DecoderLike:
+    """The model that proposes: another one of the same vocabulary, or 'self:N' = the target's first N layers in int8.
+
+    Raises:
+        ConfigError: self:N with an N that the target does not have.
+        UnsupportedError: another vocabulary.
+    """
+    assert config.draft_model is not None
+    name, _, layers = config.draft_model.partition(":")
+    quantization = "int8" if device.type == "cpu" else config.quantization
+    if name == "self":
+        if not layers.isdigit() or not 1 <= int(layers) < target.spec.num_layers:
+            raise ConfigError(
+                f"draft_model={config.draft_model}: write self:N with 1 <= N < {target.spec.num_layers} (the target's layers)"
+            )
+        decoder = load_decoder(
+            files.folder, device=device, dtype=target.dtype, quantization=quantization, max_layers=int(layers)
+        )
+    else:
+        draft_files = resolve_model(config.draft_model)
+        decoder = load_decoder(
+            draft_files.folder, device=device, dtype=target.dtype, quantization=quantization
+        )
+        if decoder.spec.vocab_size != target.spec.vocab_size:
+            raise UnsupportedError(
+                f"draft_model={config.draft_model} has {decoder.spec.vocab_size} tokens in its vocabulary, the target "
+                f"{target.spec.vocab_size}: a draft must share the target's tokenizer"
+            )
+    return _compile(decoder, config)
+
+
+def _compile(decoder: DecoderLike, config: EngineConfig) -> DecoderLike:
+    if decoder.device.type != "cpu" or not config.compiled_step or config.kernels == "torch":
+        return decoder
+    from inferoptim.kernels import cpu
+
+    if not cpu.available():
+        if config.kernels == "native":
+            raise UnsupportedError(
+                f"kernels=native: {cpu.why_not()}; use kernels=auto to run on torch operators"
+            )
+        return decoder
+    from inferoptim.models.fused import FusedDecoder
+
+    return FusedDecoder.from_decoder(decoder, num_threads=config.num_threads)

@@ -1,0 +1,243 @@
+"""Executes step plans on the model: builds the tensors, runs the decoder, samples, verifies drafts.
+
+The runner owns the persistent batch: row `slot` of every array below belongs to one running sequence from its
+admission to its release. All index arithmetic over a step is vectorised; per-sequence Python remains only for rows
+that sample with more than an argmax.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from inferoptim.config import SamplingParams
+from inferoptim.engine.request import TokenLogprobs
+from inferoptim.engine.sampler import RowContext, logprobs_of, request_seed, sample
+from inferoptim.engine.step import Admission, ScheduledSequence, SequenceResult, StepPlan, StepResult
+from inferoptim.models.batch import Batch, KVCache
+from inferoptim.models.spec import ModelSpec
+
+
+class DecoderLike(Protocol):
+    """What the runner needs of a model: torch operators, the fused native step and the CUDA path all have it."""
+
+    spec: ModelSpec
+    device: torch.device
+    dtype: torch.dtype
+    weight_bytes: int
+
+    def forward(self, batch: Batch, kv: KVCache) -> torch.Tensor: ...
+
+
+class Runner:
+    """One model, one KV-cache, `max_num_seqs` rows."""
+
+    def __init__(
+        self,
+        decoder: DecoderLike,
+        kv: KVCache,
+        *,
+        max_num_seqs: int,
+        max_model_len: int,
+        max_draft: int = 0,
+        contiguous: bool = False,
+        seed: int = 0,
+        eos_token_ids: tuple[int, ...] = (),
+    ) -> None:
+        self._decoder = decoder
+        self._kv = kv
+        self._contiguous = contiguous
+        self._seed = seed
+        self._eos_token_ids = eos_token_ids
+        max_blocks = -(-(max_model_len + max_draft) // kv.block_size)
+        self._token_ids = np.zeros((max_num_seqs, max_model_len + max_draft + 1), dtype=np.int32)
+        self._block_tables = np.zeros((max_num_seqs, max_blocks), dtype=np.int32)
+        self._num_blocks = np.zeros(max_num_seqs, dtype=np.int32)
+        self._rows: list[Admission | None] = [None] * max_num_seqs
+        self._seeds = [0] * max_num_seqs
+        self._plain = np.ones(max_num_seqs, dtype=bool)  # argmax of the raw logits, nothing else asked
+        self._forward_greedy = getattr(decoder, "forward_greedy", None)
+
+    @torch.inference_mode()
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Run one step. Mutates the rows and the KV-cache; the plan is read only."""
+        started = time.perf_counter()
+        self._apply(plan)
+        sequences = plan.sequences
+        slots = np.fromiter((s.slot for s in sequences), np.int32, len(sequences))
+        want_all = [self._wants_prompt_logprobs(s) for s in sequences]
+        batch, row_counts = self._build_batch(sequences, slots, want_all)
+        if self._plain[slots].all() and self._forward_greedy is not None:
+            tokens = self._forward_greedy(batch, self._kv).tolist()
+            results = self._verify(sequences, row_counts, tokens)
+        else:
+            logits_RV = self._decoder.forward(batch, self._kv)
+            if self._plain[slots].all():
+                results = self._verify(sequences, row_counts, logits_RV.argmax(dim=-1).tolist())
+            else:
+                results = self._sample_rows(sequences, row_counts, want_all, logits_RV)
+        return StepResult(plan.step_id, results, time.perf_counter() - started)
+
+    def _apply(self, plan: StepPlan) -> None:
+        for slot in plan.released:
+            self._rows[slot] = None
+        for admission in plan.admitted:
+            slot = admission.slot
+            self._rows[slot] = admission
+            self._token_ids[slot, : len(admission.token_ids)] = admission.token_ids
+            self._num_blocks[slot] = 0
+            self._block_tables[slot] = 0
+            self._seeds[slot] = request_seed(admission.sampling, admission.request_id, self._seed)
+            self._plain[slot] = _is_plain(admission.sampling)
+        for slot, blocks in plan.new_blocks:
+            n = self._num_blocks[slot]
+            self._block_tables[slot, n : n + len(blocks)] = blocks
+            self._num_blocks[slot] = n + len(blocks)
+        if plan.draft_tokens:  # proposals stand behind each row's known tokens, where the batch reads them
+            known = {s.slot: s.start + s.num_tokens - s.num_draft for s in plan.sequences}
+            for slot, drafts in plan.draft_tokens:
+                self._token_ids[slot, known[slot] : known[slot] + len(drafts)] = drafts
+
+    def _build_batch(
+        self, sequences: tuple[ScheduledSequence, ...], slots: np.ndarray, want_all: list[bool]
+    ) -> tuple[Batch, list[int]]:
+        """Tensors of the step, and how many rows of logits each sequence wants."""
+        starts = np.fromiter((s.start for s in sequences), np.int32, len(sequences))
+        counts = np.fromiter((s.num_tokens for s in sequences), np.int32, len(sequences))
+        query_start = np.zeros(len(sequences) + 1, dtype=np.int32)
+        np.cumsum(counts, out=query_start[1:])
+        total = int(query_start[-1])
+        positions = np.arange(total, dtype=np.int32) + np.repeat(starts - query_start[:-1], counts)
+        rows = np.repeat(slots, counts)
+        block_size = self._kv.block_size
+        slot_mapping = self._block_tables[rows, positions // block_size] * block_size + positions % block_size
+        context_lens = starts + counts
+        max_context = int(context_lens.max())
+        row_counts = [
+            s.num_tokens if everything else (s.num_draft + 1 if s.samples else 0)
+            for s, everything in zip(sequences, want_all, strict=True)
+        ]
+        logit_rows = np.concatenate(
+            [
+                np.arange(end - n, end, dtype=np.int32)
+                for end, n in zip(query_start[1:], row_counts, strict=True)
+            ]
+        )
+        device = self._decoder.device
+
+        def tensor(array: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int32)).to(device, non_blocking=True)
+
+        batch = Batch(
+            token_ids_T=tensor(self._token_ids[rows, positions]),
+            positions_T=tensor(positions),
+            slot_mapping_T=tensor(slot_mapping),
+            query_start=tensor(query_start),
+            context_lens_S=tensor(context_lens),
+            block_tables_SM=tensor(self._block_tables[slots, : -(-max_context // block_size)]),
+            logit_rows_R=tensor(logit_rows),
+            max_query_len=int(counts.max()),
+            max_context_len=max_context,
+            contiguous=self._contiguous,
+        )
+        return batch, row_counts
+
+    def _verify(
+        self, sequences: tuple[ScheduledSequence, ...], row_counts: list[int], tokens: list[int]
+    ) -> tuple[SequenceResult, ...]:
+        """Accept each sequence's longest run of drafts that equal the sampled tokens, plus one token."""
+        results = []
+        first = 0
+        for s, n in zip(sequences, row_counts, strict=True):
+            accepted = self._accept(s, tokens[first : first + n]) if s.samples else ()
+            first += n
+            results.append(SequenceResult(s.slot, accepted))
+        return tuple(results)
+
+    def _accept(self, s: ScheduledSequence, sampled: list[int]) -> tuple[int, ...]:
+        """`sampled` has num_draft + 1 tokens: one for each known-so-far prefix. Appends what is kept to the row."""
+        known = s.start + s.num_tokens - s.num_draft
+        kept = 1
+        while kept <= s.num_draft and sampled[kept - 1] == self._token_ids[s.slot, known + kept - 1]:
+            kept += 1
+        self._token_ids[s.slot, known : known + kept] = sampled[:kept]
+        return tuple(sampled[:kept])
+
+    def _sample_rows(
+        self,
+        sequences: tuple[ScheduledSequence, ...],
+        row_counts: list[int],
+        want_all: list[bool],
+        logits_RV: torch.Tensor,
+    ) -> tuple[SequenceResult, ...]:
+        results = []
+        first = 0
+        for s, n, everything in zip(sequences, row_counts, want_all, strict=True):
+            logits = logits_RV[first : first + n]
+            first += n
+            admission = self._rows[s.slot]
+            assert admission is not None, f"row {s.slot} is scheduled but holds no sequence"
+            prompt_logprobs = self._prompt_logprobs(s, admission, logits) if everything else None
+            if not s.samples:
+                results.append(SequenceResult(s.slot, (), None, prompt_logprobs))
+                continue
+            logits = logits[n - s.num_draft - 1 :]
+            accepted = self._accept(s, sample(logits, self._contexts(s, admission)))
+            logprobs: tuple[TokenLogprobs, ...] | None = None
+            if admission.sampling.logprobs is not None:
+                logprobs = tuple(
+                    logprobs_of(logits[: len(accepted)], list(accepted), admission.sampling.logprobs)
+                )
+            results.append(SequenceResult(s.slot, accepted, logprobs, prompt_logprobs))
+        return tuple(results)
+
+    def _contexts(self, s: ScheduledSequence, admission: Admission) -> list[RowContext]:
+        known = s.start + s.num_tokens - s.num_draft
+        sampling = admission.sampling
+        stops = (
+            sampling.stop_token_ids
+            if sampling.ignore_eos
+            else (*sampling.stop_token_ids, *self._eos_token_ids)
+        )
+        return [
+            RowContext(
+                sampling=sampling,
+                seed=self._seeds[s.slot],
+                token_ids=self._token_ids[s.slot, : known + offset],
+                num_prompt=admission.num_prompt,
+                banned=stops if known + offset - admission.num_prompt < sampling.min_tokens else (),
+            )
+            for offset in range(s.num_draft + 1)
+        ]
+
+    def _wants_prompt_logprobs(self, s: ScheduledSequence) -> bool:
+        admission = self._rows[s.slot]
+        assert admission is not None, f"row {s.slot} is scheduled but holds no sequence"
+        return admission.sampling.prompt_logprobs is not None and s.start < admission.num_prompt
+
+    def _prompt_logprobs(
+        self, s: ScheduledSequence, admission: Admission, logits: torch.Tensor
+    ) -> tuple[TokenLogprobs, ...]:
+        """Logits at position p speak of prompt token p + 1; the last prompt token's speak of the output."""
+        end = min(s.start + s.num_tokens, admission.num_prompt - 1)
+        if end <= s.start:
+            return ()
+        targets = self._token_ids[s.slot, s.start + 1 : end + 1].tolist()
+        assert admission.sampling.prompt_logprobs is not None
+        return tuple(logprobs_of(logits[: end - s.start], targets, admission.sampling.prompt_logprobs))
+
+
+def _is_plain(s: SamplingParams) -> bool:
+    return (
+        s.greedy
+        and s.logprobs is None
+        and s.prompt_logprobs is None
+        and not s.min_tokens
+        and not s.logit_bias
+        and not s.presence_penalty
+        and not s.frequency_penalty
+        and s.repetition_penalty == 1.0
+    )

@@ -1,0 +1,140 @@
+"""From logits to tokens: greedy, temperature, top-k, top-p, min-p, penalties, logit bias, seeds, logprobs.
+
+A token is drawn by inverting the distribution at one uniform number that depends only on (seed, position). Hence a
+request's output does not depend on its batch, survives a preemption, and is the same with speculation on or off:
+each verified position is sampled as it would have been without a draft, and a draft token is accepted when it is what
+was drawn. For a draft that proposes a single token (a point-mass proposal q) this *is* rejection sampling: the token
+is accepted with probability min(1, p/q) = p, and on rejection the replacement follows (p - q)+, renormalised.
+Source: Leviathan et al. 2023, "Fast Inference from Transformers via Speculative Decoding", algorithm 1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from inferoptim.config import SamplingParams
+from inferoptim.engine.request import TokenLogprobs
+
+
+def request_seed(sampling: SamplingParams, request_id: str, engine_seed: int) -> int:
+    """The 64-bit seed of a request: its own, or one derived from the engine's seed and the request's id."""
+    if sampling.seed is not None:
+        return sampling.seed & (2**64 - 1)
+    digest = hashlib.blake2b(f"{engine_seed}/{request_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def uniform(seed: int, position: int) -> float:
+    """A uniform number in [0, 1) that depends on nothing else. Source: Philox-4x64, Salmon et al. 2011."""
+    return float(np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, position])).random())
+
+
+@dataclass(frozen=True, slots=True)
+class RowContext:
+    """What the sampler must know of one row of logits."""
+
+    sampling: SamplingParams
+    seed: int
+    token_ids: np.ndarray  # every token before the one to choose, prompt first
+    num_prompt: int
+    banned: tuple[int, ...] = ()  # ids that may not be chosen here (end-of-sequence below min_tokens)
+
+    @property
+    def plain(self) -> bool:
+        """True when the choice is the argmax of the logits as they are."""
+        s = self.sampling
+        return s.greedy and not self.banned and not s.logit_bias and not _has_penalty(s)
+
+
+def _has_penalty(s: SamplingParams) -> bool:
+    return bool(s.presence_penalty or s.frequency_penalty or s.repetition_penalty != 1.0)
+
+
+def sample(logits_RV: torch.Tensor, rows: list[RowContext]) -> list[int]:
+    """Choose one token a row.
+
+    Args:
+        logits_RV: float32 [R, V]; not modified.
+        rows: one context a row, in the same order.
+    """
+    tokens = logits_RV.argmax(dim=-1).tolist()
+    for index, row in enumerate(rows):
+        if row.plain:
+            continue
+        logits_V = adjust(logits_RV[index], row)
+        tokens[index] = int(logits_V.argmax()) if row.sampling.greedy else _draw(logits_V, row)
+    return tokens
+
+
+def adjust(logits_V: torch.Tensor, row: RowContext) -> torch.Tensor:
+    """Penalties, bias and bans applied to a copy. Penalties as vLLM and the OpenAI API define them:
+
+    repetition divides positive and multiplies negative logits of tokens seen in prompt or output; presence and
+    frequency subtract, for tokens of the output only.
+    """
+    s = row.sampling
+    logits_V = logits_V.clone()
+    if s.repetition_penalty != 1.0:
+        seen = torch.from_numpy(np.unique(row.token_ids)).to(logits_V.device, torch.long)
+        values = logits_V[seen]
+        logits_V[seen] = torch.where(values > 0, values / s.repetition_penalty, values * s.repetition_penalty)
+    if s.presence_penalty or s.frequency_penalty:
+        ids, counts = np.unique(row.token_ids[row.num_prompt :], return_counts=True)
+        if ids.size:
+            index = torch.from_numpy(ids).to(logits_V.device, torch.long)
+            penalty = s.presence_penalty + s.frequency_penalty * torch.from_numpy(counts).to(logits_V)
+            logits_V[index] -= penalty
+    for token_id, bias in s.logit_bias.items():
+        logits_V[token_id] += bias
+    if row.banned:
+        logits_V[list(row.banned)] = -torch.inf
+    return logits_V
+
+
+def filtered_probabilities(logits_V: torch.Tensor, s: SamplingParams) -> tuple[torch.Tensor, torch.Tensor]:
+    """Temperature, then top-k, top-p and min-p.
+
+    Returns:
+        (probabilities, token ids), both over the tokens kept, likeliest first when a filter sorts them, summing to 1.
+    """
+    probs = torch.softmax(logits_V.double() / s.temperature, dim=-1)
+    if not s.top_k and s.top_p >= 1.0 and not s.min_p:
+        return probs, torch.arange(probs.numel(), device=probs.device)
+    keep = min(s.top_k, probs.numel()) if s.top_k else probs.numel()
+    probs, ids = torch.topk(probs, keep)
+    mask = torch.ones_like(probs, dtype=torch.bool)
+    if s.top_p < 1.0:
+        total = probs / probs.sum()
+        mask &= (total.cumsum(0) - total) < s.top_p  # the smallest set whose mass reaches top_p
+    if s.min_p:
+        mask &= probs >= s.min_p * probs[0]
+    probs, ids = probs[mask], ids[mask]
+    return probs / probs.sum(), ids
+
+
+def _draw(logits_V: torch.Tensor, row: RowContext) -> int:
+    probs, ids = filtered_probabilities(logits_V, row.sampling)
+    cumulative = probs.cumsum(0)
+    point = uniform(row.seed, len(row.token_ids)) * float(cumulative[-1])
+    index = int(torch.searchsorted(cumulative, torch.tensor(point, dtype=cumulative.dtype), right=True))
+    return int(ids[min(index, ids.numel() - 1)])
+
+
+def logprobs_of(logits_RV: torch.Tensor, token_ids: list[int], num_top: int) -> list[TokenLogprobs]:
+    """Log-probabilities of `token_ids` (one a row) and of the `num_top` likeliest, before temperature and filters."""
+    logprobs = torch.log_softmax(logits_RV.float(), dim=-1)
+    chosen = (
+        logprobs.gather(1, torch.tensor(token_ids, device=logprobs.device).unsqueeze(1)).squeeze(1).tolist()
+    )
+    if num_top:
+        top_values, top_ids = torch.topk(logprobs, num_top, dim=-1)
+        tops = [
+            tuple(zip(i, v, strict=True)) for i, v in zip(top_ids.tolist(), top_values.tolist(), strict=True)
+        ]
+    else:
+        tops = [()] * len(token_ids)
+    return [TokenLogprobs(t, c, top) for t, c, top in zip(token_ids, chosen, tops, strict=True)]

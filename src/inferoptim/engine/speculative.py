@@ -1,0 +1,267 @@
+"""Speculative decoding: who proposes tokens, and how many are worth proposing.
+
+Every proposal is a single sequence of tokens; the target verifies it in one step and the sampler accepts exactly what
+it would have drawn anyway (see sampler.py), so a proposer can be wrong but never change an output.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence as SequenceOf
+from typing import Protocol
+
+from inferoptim.config import SamplingParams
+from inferoptim.engine.request import Sequence
+from inferoptim.engine.runner import Runner
+from inferoptim.engine.step import Admission, ScheduledSequence, StepPlan
+
+_PROBE_EVERY = 32  # steps between probes once speculation was judged a loss
+_DECAY = 0.97  # weight of the past in the running estimates
+
+
+class Proposer(Protocol):
+    """Proposes continuations of running sequences."""
+
+    def propose(self, sequences: SequenceOf[Sequence], max_tokens: int) -> dict[str, list[int]]:
+        """At most `max_tokens` proposals for each sequence that has some, by request id."""
+        ...
+
+    def forget(self, request_id: str) -> None:
+        """The sequence ended or was preempted."""
+        ...
+
+
+class PromptLookupProposer:
+    """Proposes what followed the latest earlier occurrence of the sequence's last n tokens, longest n first.
+
+    Pays on summaries, edits and code, where the output repeats the input. Each sequence keeps a dictionary from
+    n-gram to the position after it, extended as tokens arrive: O(1) a token.
+    Source: Saxena 2023, "Prompt Lookup Decoding".
+    """
+
+    def __init__(self, longest: int = 4, shortest: int = 2) -> None:
+        self._sizes = tuple(range(longest, shortest - 1, -1))
+        self._tables: dict[str, tuple[dict[tuple[int, ...], int], int]] = {}
+
+    def propose(self, sequences: SequenceOf[Sequence], max_tokens: int) -> dict[str, list[int]]:
+        proposals = {}
+        for sequence in sequences:
+            tokens = self._lookup(sequence.request.request_id, sequence.token_ids, max_tokens)
+            if tokens:
+                proposals[sequence.request.request_id] = tokens
+        return proposals
+
+    def forget(self, request_id: str) -> None:
+        self._tables.pop(request_id, None)
+
+    def _lookup(self, request_id: str, tokens: list[int], max_tokens: int) -> list[int]:
+        table, indexed = self._tables.get(request_id, ({}, 0))
+        # n-grams that end before the last token: one that ends at it would match itself
+        for end in range(max(indexed, 1), len(tokens)):
+            for n in self._sizes:
+                if end >= n:
+                    table[tuple(tokens[end - n : end])] = end
+        self._tables[request_id] = (table, len(tokens))
+        for n in self._sizes:
+            if len(tokens) > n:
+                position = table.get(tuple(tokens[-n:]))
+                if position is not None:
+                    return tokens[position : position + max_tokens]
+        return []
+
+
+class DraftModelProposer:
+    """A smaller model (or the target's first layers, quantised) decodes greedily ahead of the target.
+
+    Its KV-cache has the target's blocks under the same ids, so it needs no allocator of its own. Rows follow the
+    target's slots. After a verification its computed length is cut back to what it shares with the target.
+    """
+
+    def __init__(self, runner: Runner, block_size: int) -> None:
+        self._runner = runner
+        self._block_size = block_size
+        self._rows: dict[str, _DraftRow] = {}
+        self._released: list[int] = []
+        self._step_id = 0
+
+    def propose(self, sequences: SequenceOf[Sequence], max_tokens: int) -> dict[str, list[int]]:
+        rows = []
+        for sequence in sequences:
+            room = len(sequence.block_table) * self._block_size - sequence.num_known
+            if room > 0:
+                rows.append((sequence, self._catch_up(sequence), min(max_tokens, room)))
+        proposals: dict[str, list[int]] = {s.request.request_id: [] for s, _, _ in rows}
+        for depth in range(max_tokens):
+            active = [(s, row) for s, row, room in rows if depth < room]
+            if not active:
+                break
+            for (sequence, row), tokens in zip(active, self._step(active), strict=True):
+                row.tokens.append(tokens)
+                proposals[sequence.request.request_id].append(tokens)
+        return proposals
+
+    def forget(self, request_id: str) -> None:
+        row = self._rows.pop(request_id, None)
+        if row is not None:
+            self._released.append(row.slot)
+
+    def _catch_up(self, sequence: Sequence) -> _DraftRow:
+        """Bring the row to the target's tokens; what the target rejected is computed again."""
+        request_id = sequence.request.request_id
+        row = self._rows.get(request_id)
+        if row is not None and row.slot != sequence.slot:
+            self.forget(request_id)
+            row = None
+        if row is None:
+            row = _DraftRow(sequence.slot)
+            self._rows[request_id] = row
+        shared = _common_prefix(row.tokens, sequence.token_ids, start=row.verified)
+        row.computed = min(row.computed, shared)
+        row.verified = len(sequence.token_ids)
+        row.tokens = list(sequence.token_ids)
+        row.stale = True
+        return row
+
+    def _step(self, active: list[tuple[Sequence, _DraftRow]]) -> list[int]:
+        admitted, blocks, scheduled = [], [], []
+        for sequence, row in active:
+            if row.stale:
+                admitted.append(
+                    Admission(
+                        row.slot, sequence.request.request_id, tuple(row.tokens), sequence.num_prompt, _GREEDY
+                    )
+                )
+                blocks.append((row.slot, tuple(sequence.block_table)))
+                row.stale = False
+            scheduled.append(
+                ScheduledSequence(row.slot, row.computed, len(row.tokens) - row.computed, 0, True)
+            )
+            row.computed = len(row.tokens)
+        plan = StepPlan(
+            self._step_id, tuple(scheduled), tuple(self._released), tuple(admitted), new_blocks=tuple(blocks)
+        )
+        self._released.clear()
+        self._step_id += 1
+        return [r.token_ids[0] for r in self._runner.execute(plan).sequences]
+
+
+class _DraftRow:
+    """One sequence as the draft model has it."""
+
+    __slots__ = ("computed", "slot", "stale", "tokens", "verified")
+
+    def __init__(self, slot: int) -> None:
+        self.slot = slot
+        self.tokens: list[int] = []  # the target's tokens, then own proposals
+        self.computed = 0  # of those, how many have KV in the draft's cache
+        self.verified = 0  # of those, how many were the target's at the latest catch-up
+        self.stale = True  # the draft runner's row must be placed again before its next step
+
+
+_GREEDY = SamplingParams(temperature=0.0)
+
+
+def _common_prefix(a: list[int], b: list[int], start: int) -> int:
+    """Length of the shared prefix of `a` and `b`, known to be shared up to `start`."""
+    n = min(len(a), len(b))
+    i = min(start, n)
+    while i < n and a[i] == b[i]:
+        i += 1
+    return i
+
+
+class DraftLength:
+    """How many tokens to propose, from the acceptance and the step cost measured so far.
+
+    A step over T tokens takes about a + b·T (running least squares); a proposal's token is accepted with probability
+    alpha (running mean), so d proposals yield 1 + alpha + … + alpha^d tokens. The length that maximises tokens per second is
+    taken; 0 when speculation is a loss, as it is for large batches on a machine already bound by arithmetic. A loss is
+    probed again from time to time.
+    """
+
+    def __init__(self, longest: int) -> None:
+        self._longest = longest
+        self._accepted, self._proposed = 3.0, 5.0  # prior: 0.6, worth five observations
+        self._w = self._x = self._y = self._xx = self._xy = 0.0
+        self._proposal_s = 0.0
+        self._steps_off = 0
+
+    def observe_step(self, num_tokens: int, step_s: float) -> None:
+        """One step that computed `num_tokens` in `step_s` seconds."""
+        x, y = float(num_tokens), step_s
+        self._w = self._w * _DECAY + 1
+        self._x = self._x * _DECAY + x
+        self._y = self._y * _DECAY + y
+        self._xx = self._xx * _DECAY + x * x
+        self._xy = self._xy * _DECAY + x * y
+
+    def observe_acceptance(self, proposed: int, accepted: int) -> None:
+        """Of `proposed` tokens the first `accepted` were right; those after the first wrong one were not tried."""
+        tried = min(proposed, accepted + 1)
+        self._proposed = self._proposed * _DECAY + tried
+        self._accepted = self._accepted * _DECAY + accepted
+
+    def observe_proposal(self, num_tokens: int, seconds: float) -> None:
+        """Proposing `num_tokens` a sequence took `seconds` (next to nothing for prompt lookup)."""
+        if num_tokens:
+            self._proposal_s = self._proposal_s * _DECAY + (seconds / num_tokens) * (1 - _DECAY)
+
+    def choose(self, num_sequences: int) -> int:
+        """Proposals a sequence for the next step."""
+        fixed, per_token = self._cost()
+        if fixed + per_token <= 0:
+            return self._longest
+        alpha = min(self._accepted / self._proposed, 0.99)
+        best, best_rate = 0, 0.0
+        for d in range(self._longest + 1):
+            gained = num_sequences * (1 - alpha ** (d + 1)) / (1 - alpha)
+            cost = fixed + per_token * num_sequences * (d + 1) + d * self._proposal_s
+            if gained / cost > best_rate * 1.01:  # a gain under 1 % is not worth the irregularity
+                best, best_rate = d, gained / cost
+        if best == 0:
+            self._steps_off += 1
+            return 1 if self._steps_off % _PROBE_EVERY == 0 else 0
+        self._steps_off = 0
+        return best
+
+    def _cost(self) -> tuple[float, float]:
+        """(seconds a step, seconds a token) by least squares; all fixed while only one step size was seen."""
+        if self._w == 0:
+            return 0.0, 0.0
+        variance = self._xx / self._w - (self._x / self._w) ** 2
+        mean_y = self._y / self._w
+        if variance < 0.25:
+            return mean_y, 0.0
+        slope = max((self._xy / self._w - self._x / self._w * mean_y) / variance, 0.0)
+        return max(mean_y - slope * self._x / self._w, 0.0), slope
+
+
+class Speculator:
+    """Proposer and length control together, as the step loop uses them."""
+
+    def __init__(self, proposer: Proposer, longest: int) -> None:
+        self._proposer = proposer
+        self._length = DraftLength(longest)
+
+    def propose(self, sequences: SequenceOf[Sequence]) -> dict[str, list[int]]:
+        """Proposals for the sequences whose next step is a decode; empty when speculation does not pay now."""
+        ready = [s for s in sequences if s.num_known - s.num_computed == 1 and s.num_generated > 0]
+        wanted = self._length.choose(len(ready)) if ready else 0
+        if not wanted:
+            return {}
+        started = time.perf_counter()
+        proposals = self._proposer.propose(ready, wanted)
+        self._length.observe_proposal(wanted, time.perf_counter() - started)
+        return proposals
+
+    def observe(self, plan: StepPlan, step_s: float, accepted: dict[int, int]) -> None:
+        """Learn from a step: `accepted` drafts by slot."""
+        if all(s.samples for s in plan.sequences):
+            self._length.observe_step(plan.num_tokens, step_s)
+        for s in plan.sequences:
+            if s.num_draft:
+                self._length.observe_acceptance(s.num_draft, accepted.get(s.slot, 0))
+
+    def forget(self, request_id: str) -> None:
+        """A sequence left the batch."""
+        self._proposer.forget(request_id)
