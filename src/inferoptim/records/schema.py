@@ -32,7 +32,9 @@ class Ceilings(Record):
     """What this machine can do at most, measured by us; method in hardware.py."""
 
     memory_read_bytes_per_s: float | None = None
-    gemm_flops_per_s: dict[str, float] = Field(default_factory=dict, description="By dtype: float32, bfloat16, int8, fp8.")
+    gemm_flops_per_s: dict[str, float] = Field(
+        default_factory=dict, description="By dtype: float32, bfloat16, int8, fp8."
+    )
     num_threads: int | None = None
     measured_at: str | None = None
 
@@ -47,12 +49,18 @@ class Environment(Record):
     memory_bytes: int
     gpus: tuple[dict[str, Any], ...] = ()
     versions: dict[str, str] = Field(default_factory=dict)
-    kernels: dict[str, str] = Field(default_factory=dict, description="Kernel set chosen, e.g. cpu=native-avx512vnni.")
+    kernels: dict[str, str] = Field(
+        default_factory=dict, description="Kernel set chosen, e.g. cpu=native-avx512vnni."
+    )
     git_commit: str | None = None
     git_dirty: bool | None = None
     model: str
     model_revision: str | None = None
     model_fingerprint: str | None = None
+    model_shape: dict[str, Any] = Field(
+        default_factory=dict,
+        description="The ModelSpec's fields: what floors are computed from; {} where it is unknown.",
+    )
     ceilings: Ceilings = Ceilings()
     command: str = ""
     started_at: str = ""
@@ -76,7 +84,8 @@ class ConfigurationRecord(Record):
     kv_capacity_bytes: int | None = None
     kv_capacity_tokens: int | None = None
     decode_floor_s: dict[str, float] = Field(
-        default_factory=dict, description="Physical floor of one decode step by batch size, from bytes and measured ceilings."
+        default_factory=dict,
+        description="Physical floor of one decode step by batch size, from bytes and measured ceilings.",
     )
 
 
@@ -156,7 +165,8 @@ class QualityRecord(Record):
     passed: bool
     threshold: dict[str, float] = Field(default_factory=dict)
     values: dict[str, Interval] = Field(
-        default_factory=dict, description="perplexity_ratio, kl_nats, top1_agreement, max_abs_logit_error, identical_tokens, …"
+        default_factory=dict,
+        description="perplexity_ratio, kl_nats, top1_agreement, max_abs_logit_error, identical_tokens, …",
     )
     by_language: dict[str, dict[str, Interval]] = Field(default_factory=dict)
     detail: str = ""
@@ -171,7 +181,9 @@ class MetricSummary(Record):
     runs: int
     output_tokens_per_s: Interval | None = None
     requests_per_s: Interval | None = None
-    ttft_s: dict[str, Interval] = Field(default_factory=dict, description="By percentile: p50, p95, p99 (only where n allows).")
+    ttft_s: dict[str, Interval] = Field(
+        default_factory=dict, description="By percentile: p50, p95, p99 (only where n allows)."
+    )
     tpot_s: dict[str, Interval] = Field(default_factory=dict)
     itl_s: dict[str, Interval] = Field(default_factory=dict)
     e2e_s: dict[str, Interval] = Field(default_factory=dict)
@@ -197,6 +209,10 @@ class Summary(Record):
     price_per_hour: float | None = None
     currency: str = "EUR"
     price_source: str = ""
+    protocol: dict[str, Any] = Field(
+        default_factory=dict,
+        description="How it was measured: runs, warmups, schedule (interleaved | blocks), seed, workloads, interrupted.",
+    )
     configurations: tuple[ConfigurationRecord, ...] = ()
     metrics: tuple[MetricSummary, ...] = ()
     quality: tuple[QualityRecord, ...] = ()
