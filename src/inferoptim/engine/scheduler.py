@@ -1,0 +1,563 @@
+"""The scheduler: which sequences compute how many tokens in the next step, and where their KV goes. No torch.
+
+There is no prefill mode and no decode mode. A sequence has tokens known and tokens computed; a step closes part of
+the gap under a token budget. Sequences run in order of arrival: every running one arrived before every waiting one,
+so the last to start is the first to be preempted, and a preempted one waits at the front of the queue.
+
+Memory: a sequence is admitted when there are blocks for all its known tokens, and takes them at once; after that it
+grows block by block. So only decoding can run out of blocks, never a prompt half way.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Sequence as Tokens
+from dataclasses import dataclass, field
+
+from inferoptim.engine.blocks import BlockAllocator, ContiguousSlots, blocks_for
+from inferoptim.engine.prefix_cache import PrefixCache
+from inferoptim.engine.request import FinishReason, Request, Sequence, Status
+from inferoptim.engine.step import Admission, ScheduledSequence, StepPlan, StepResult
+from inferoptim.errors import CapacityError, ConfigError, RequestError
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """The part of `EngineConfig` that decides what runs when. Sizes are resolved: nothing is None or "auto"."""
+
+    max_num_seqs: int  # rows of the persistent batch
+    max_num_batched_tokens: int  # token budget of a step
+    max_model_len: int  # longest prompt + output, tokens
+    block_size: int  # tokens in a KV block
+    in_flight_batching: bool = True
+    paged_kv: bool = True
+    prefix_caching: bool = True
+    chunked_prefill: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "block_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.prefix_caching and not self.paged_kv:
+            raise ConfigError("prefix_caching needs paged_kv: shared prefixes are shared blocks")
+        if self.chunked_prefill and not self.in_flight_batching:
+            raise ConfigError(
+                "chunked_prefill needs in_flight_batching: chunks ride along with running decodes"
+            )
+
+
+@dataclass(slots=True, eq=False)
+class _Tracked(Sequence):
+    """A sequence with what only the scheduler needs to know of it."""
+
+    max_total: int = 0  # tokens, prompt + output, at which it is full
+    stop_ids: frozenset[int] = frozenset()
+    chain: list[bytes] = field(default_factory=list)  # names of its first full blocks, for the prefix cache
+
+
+@dataclass(slots=True)
+class _Step:
+    """A plan being built."""
+
+    budget: int  # tokens left
+    sequences: list[ScheduledSequence] = field(default_factory=list)
+    members: list[_Tracked] = field(default_factory=list)  # parallel to sequences
+    admitted: list[Admission] = field(default_factory=list)
+    new_blocks: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
+    draft_tokens: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
+
+    def compute(self, seq: _Tracked, num_tokens: int, num_draft: int, samples: bool) -> None:
+        self.budget -= num_tokens
+        self.sequences.append(ScheduledSequence(seq.slot, seq.num_computed, num_tokens, num_draft, samples))
+        self.members.append(seq)
+
+
+class Scheduler:
+    """Owns every `Sequence`, every block and every row of the batch; nobody else writes to them.
+
+    The caller's loop is `plan = schedule(now)`, execute it, `update(plan, result, now)`. One plan is out at a time;
+    `add`, `abort` and `finish` may be called at any moment, also while a plan is out.
+
+    Args:
+        config: levers and sizes.
+        blocks: the KV-cache's blocks, all free; from now on they belong to this scheduler.
+
+    Raises:
+        ConfigError: block sizes disagree.
+        CapacityError: without paging, not even one sequence of max_model_len fits.
+    """
+
+    def __init__(self, config: SchedulerConfig, blocks: BlockAllocator) -> None:
+        if config.block_size != blocks.block_size:
+            raise ConfigError(
+                f"block_size is {config.block_size}, but the KV-cache has blocks of {blocks.block_size}"
+            )
+        self.config = config
+        self.blocks = blocks
+        self._slots: ContiguousSlots | None = None
+        if not config.paged_kv:
+            needed = blocks_for(config.max_model_len, config.block_size)
+            self._slots = ContiguousSlots(blocks, needed)
+            if self._slots.num_slots == 0:
+                raise CapacityError(
+                    f"one contiguous slot for max_model_len={config.max_model_len} takes {needed} blocks, the KV-cache "
+                    f"has {blocks.num_blocks}: raise kv_budget_bytes, lower max_model_len or turn paged_kv on"
+                )
+        self._cache = PrefixCache(blocks) if config.prefix_caching else None
+        self._sequences: dict[str, _Tracked] = {}  # every unfinished one
+        self._waiting: OrderedDict[str, _Tracked] = OrderedDict()  # next to admit first
+        self._running: dict[str, _Tracked] = {}  # in order of arrival
+        self._free_rows = list(range(config.max_num_seqs))  # a heap: the batch stays dense at its low end
+        self._released: list[int] = []  # rows to name in the next plan
+        self._held: list[tuple[int, list[int]]] = []  # static batches: rows and slots of finished members
+        self._plan: StepPlan | None = None  # the plan that is out
+        self._members: list[_Tracked] = []  # its sequences
+        self._num_steps = 0
+        self._scheduled_tokens = 0
+        self._preemptions = 0
+        self._query_tokens = 0
+        self._hit_tokens = 0
+        self._draft_proposed = 0
+        self._draft_accepted = 0
+
+    # ---- what callers ask -------------------------------------------------------------------------------------
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any sequence waits or runs."""
+        return bool(self._sequences)
+
+    @property
+    def num_running(self) -> int:
+        """Sequences that hold a row and are not finished."""
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences without a row, preempted ones included."""
+        return len(self._waiting)
+
+    @property
+    def kv_reserved_tokens(self) -> int:
+        """Tokens of KV that owned blocks could hold."""
+        return self.blocks.num_used * self.config.block_size
+
+    @property
+    def kv_used_tokens(self) -> int:
+        """Tokens of KV computed in owned blocks; a shared block counts once."""
+        size = self.config.block_size
+        # Shared blocks are full, so whatever is not yet computed lies in blocks of one owner.
+        slack = sum(len(seq.block_table) * size - seq.num_computed for seq in self._running.values())
+        return self.kv_reserved_tokens - slack - sum(len(table) * size for _, table in self._held)
+
+    def counters(self) -> dict[str, int]:
+        """Monotonic totals since construction; a difference of two calls describes the time between them.
+
+        Prefix-cache tokens count first admissions only: a preempted sequence that finds its own blocks again is no hit.
+        """
+        return {
+            "prefix_cache_query_tokens": self._query_tokens,
+            "prefix_cache_hit_tokens": self._hit_tokens,
+            "preemptions": self._preemptions,
+            "scheduled_tokens": self._scheduled_tokens,
+            "steps": self._num_steps,
+            "draft_proposed_tokens": self._draft_proposed,
+            "draft_accepted_tokens": self._draft_accepted,
+        }
+
+    # ---- arrivals and departures ------------------------------------------------------------------------------
+
+    def add(self, request: Request) -> Sequence:
+        """Queue a request.
+
+        Raises:
+            RequestError: empty prompt, no room for one output token in the context, or an id already in use.
+            CapacityError: its longest possible form exceeds the whole cache, so that it could never be sure to end.
+        """
+        name, num_prompt, longest = (
+            request.request_id,
+            len(request.prompt_token_ids),
+            self.config.max_model_len,
+        )
+        if name in self._sequences:
+            raise RequestError(f"request {name}: this id is already in use")
+        if num_prompt == 0:
+            raise RequestError(f"request {name}: the prompt is empty; it needs at least one token")
+        if num_prompt >= longest:
+            raise RequestError(
+                f"request {name}: the prompt has {num_prompt} tokens and max_model_len is {longest}: "
+                f"shorten it to {longest - 1} or raise max_model_len"
+            )
+        sampling = request.sampling
+        max_total = min(num_prompt + sampling.max_tokens, longest)
+        needed = blocks_for(max_total - 1, self.config.block_size)  # the last token's KV is never computed
+        if needed > self.blocks.num_blocks:
+            raise CapacityError(
+                f"request {name}: {num_prompt} prompt + {max_total - num_prompt} output tokens need {needed} KV blocks, "
+                f"there are {self.blocks.num_blocks}: lower max_tokens, shorten the prompt or raise kv_budget_bytes"
+            )
+        eos = frozenset() if sampling.ignore_eos else request.eos_token_ids
+        seq = _Tracked(
+            request=request,
+            token_ids=list(request.prompt_token_ids),
+            max_total=max_total,
+            stop_ids=eos.union(sampling.stop_token_ids),
+        )
+        self._sequences[name] = seq
+        self._waiting[name] = seq
+        return seq
+
+    def abort(self, request_id: str, now_s: float | None = None) -> Sequence | None:
+        """The caller left: free everything at once; None when there is no such unfinished request."""
+        seq = self._sequences.get(request_id)
+        if seq is not None:
+            self._retire(seq, FinishReason.ABORT, now_s)
+        return seq
+
+    def finish(self, seq: Sequence, reason: FinishReason, now_s: float | None = None) -> None:
+        """End a sequence for a reason found outside (a stop string); nothing happens if it has ended already."""
+        tracked = self._sequences.get(seq.request.request_id)
+        if tracked is seq:
+            self._retire(tracked, reason, now_s)
+
+    def set_drafts(self, request_id: str, tokens: Tokens[int]) -> None:
+        """Propose the tokens that follow the last known one. Ignored unless the sequence's next step samples alone.
+
+        More than fit the token budget, the blocks or the sequence's remaining length are cut from the end.
+        """
+        seq = self._running.get(request_id)
+        if seq is not None and len(seq.token_ids) - seq.num_computed == 1:
+            seq.draft_token_ids = list(tokens)
+
+    def reset_prefix_cache(self) -> None:
+        """Forget every cached block, as between measured runs.
+
+        Raises:
+            RequestError: sequences are running or waiting.
+        """
+        if self._sequences:
+            raise RequestError(
+                f"the prefix cache can be reset only while idle: {self.num_running} sequences run, {self.num_waiting} wait"
+            )
+        if self._cache is not None:
+            self._cache.reset()
+
+    # ---- the step ---------------------------------------------------------------------------------------------
+
+    def schedule(self, now_s: float) -> StepPlan | None:
+        """Decide the next step; None when there is nothing to do.
+
+        Args:
+            now_s: `time.perf_counter()`, for `first_scheduled_s`.
+        """
+        assert self._plan is None, "schedule() before update() of the plan that is out"
+        if not self._sequences:
+            return None
+        step = _Step(self.config.max_num_batched_tokens)
+        if self.config.chunked_prefill:
+            self._schedule_chunked(step)
+        else:
+            self._schedule_whole(step)
+        assert step.sequences, "work remains, but nothing could be scheduled"
+        for seq in step.members:
+            if seq.first_scheduled_s is None:
+                seq.first_scheduled_s = now_s
+        plan = StepPlan(
+            step_id=self._num_steps,
+            sequences=tuple(step.sequences),
+            released=tuple(self._released),
+            admitted=tuple(step.admitted),
+            new_blocks=tuple(step.new_blocks),
+            draft_tokens=tuple(step.draft_tokens),
+        )
+        self._released.clear()
+        self._num_steps += 1
+        self._scheduled_tokens += self.config.max_num_batched_tokens - step.budget
+        self._plan, self._members = plan, step.members
+        return plan
+
+    def _schedule_chunked(self, step: _Step) -> None:
+        """Decodes first, then parts of prompts with what is left of the budget, then newcomers."""
+        preemptions = self._preemptions
+        for seq in self._schedule_decodes(step):
+            if step.budget == 0:
+                return
+            self._compute_part(step, seq)
+        if self._preemptions > preemptions:
+            return  # memory is short: who just lost its blocks must not take them back from the others
+        while step.budget > 0 and (newcomer := self._admit(step)) is not None:
+            self._compute_part(step, newcomer)
+
+    def _schedule_whole(self, step: _Step) -> None:
+        """Prompts whole and alone, decodes when there is none. The first prompt may exceed the budget."""
+        if self.config.in_flight_batching:
+            while step.budget > 0:
+                newcomer = self._admit(step, most=step.budget if step.sequences else None)
+                if newcomer is None:
+                    break
+                step.compute(newcomer, len(newcomer.token_ids) - newcomer.num_computed, 0, samples=True)
+        else:
+            if not self._running:  # a new static batch: its members are chosen now, whatever the budget
+                while self._admit(step) is not None:
+                    pass
+            for seq in self._running.values():
+                gap = len(seq.token_ids) - seq.num_computed
+                if gap > 1 and (gap <= step.budget or not step.sequences):
+                    step.compute(seq, gap, 0, samples=True)
+        if not step.sequences:
+            self._schedule_decodes(step)
+
+    def _compute_part(self, step: _Step, seq: _Tracked) -> None:
+        gap = len(seq.token_ids) - seq.num_computed
+        num_tokens = min(gap, step.budget)
+        step.compute(seq, num_tokens, 0, samples=num_tokens == gap)
+
+    def _schedule_decodes(self, step: _Step) -> list[_Tracked]:
+        """Give every running sequence that lacks one token that token, and its drafts what is then left.
+
+        Returns:
+            The sequences that lack more than one, oldest first. None of them is preempted here: a victim arrived
+            after the sequence that needs its blocks.
+        """
+        behind = []
+        size = self.config.block_size
+        spare = step.budget - len(self._running)  # one token is kept for each sequence before any draft
+        for seq in list(self._running.values()):
+            if step.budget == 0 or seq.status is not Status.RUNNING:
+                break  # out of budget, or preempted for an older one, and with it all that came after
+            known = len(seq.token_ids)
+            if known - seq.num_computed > 1:
+                behind.append(seq)
+                continue
+            num_draft = self._drafts_that_fit(seq, spare) if seq.draft_token_ids and spare > 0 else 0
+            missing = blocks_for(known + num_draft, size) - len(seq.block_table)
+            if missing > 0 and not self._grow(step, seq, missing):
+                break
+            if num_draft:
+                spare -= num_draft
+                step.draft_tokens.append((seq.slot, tuple(seq.draft_token_ids[:num_draft])))
+            step.compute(seq, 1 + num_draft, num_draft, samples=True)
+        return behind
+
+    def _drafts_that_fit(self, seq: _Tracked, spare: int) -> int:
+        """How many proposals to verify. They never cause a preemption and never exceed what may still be output."""
+        known, size = len(seq.token_ids), self.config.block_size
+        count = min(len(seq.draft_token_ids), spare, seq.max_total - known - 1)
+        room = (
+            max(len(seq.block_table), blocks_for(known, size)) * size - known
+        )  # with no block just for drafts
+        if count > room and self.blocks.num_free <= len(self._running) + blocks_for(count, size):
+            return room
+        return count
+
+    def _grow(self, step: _Step, seq: _Tracked, missing: int) -> bool:
+        """Append `missing` blocks to a running sequence; False when it was itself preempted for lack of them."""
+        while missing > self.blocks.num_free:
+            if self._preempt_last() is seq:
+                return False
+        fresh = self.blocks.allocate(missing)
+        seq.block_table += fresh
+        step.new_blocks.append((seq.slot, tuple(fresh)))
+        return True
+
+    def _preempt_last(self) -> _Tracked:
+        """Take everything from the latest arrival; it keeps its tokens and will compute them again."""
+        name, victim = self._running.popitem()
+        self._vacate(victim)
+        victim.status = Status.PREEMPTED
+        victim.num_computed = 0
+        victim.num_preemptions += 1
+        victim.draft_token_ids = []
+        self._waiting[name] = victim
+        self._waiting.move_to_end(name, last=False)
+        self._preemptions += 1
+        return victim
+
+    def _admit(self, step: _Step, most: int | None = None) -> _Tracked | None:
+        """Give the head of the queue a row and blocks for all its known tokens; None when it must wait.
+
+        While others run, one block for each of them and for the newcomer stays free (the watermark), so that nobody
+        is preempted before a whole block of output.
+
+        Args:
+            step: the plan being built.
+            most: wait, too, when more than this many tokens remain to be computed.
+        """
+        if not self._waiting or not self._free_rows:
+            return None
+        name, seq = next(iter(self._waiting.items()))
+        known, size = len(seq.token_ids), self.config.block_size
+        hits: list[int] = []
+        if self._cache is not None:
+            full = (known - 1) // size  # at least the last token is computed, to sample from
+            self._cache.extend_chain(seq.chain, seq.token_ids, full, seq.request.cache_salt)
+            hits = self._cache.lookup(seq.chain, full)
+        if most is not None and known - len(hits) * size > most:
+            return None
+        if self._slots is not None:
+            if self._slots.num_free == 0:
+                return None
+            seq.block_table = self._slots.allocate()
+        else:
+            needed = blocks_for(known, size) - len(hits)
+            watermark = len(self._running) + 1 if self._running else 0
+            if self.blocks.num_free - self.blocks.count_cached(hits) < needed + watermark:
+                return None
+            self.blocks.share(hits)
+            seq.block_table = hits + self.blocks.allocate(needed)
+        del self._waiting[name]
+        self._running[name] = seq
+        seq.slot = heapq.heappop(self._free_rows)
+        seq.status = Status.RUNNING
+        seq.num_computed = seq.num_cached = len(hits) * size
+        if self._cache is not None and seq.num_preemptions == 0:
+            self._query_tokens += known
+            self._hit_tokens += seq.num_cached
+        step.admitted.append(
+            Admission(seq.slot, name, tuple(seq.token_ids), seq.num_prompt, seq.request.sampling)
+        )
+        step.new_blocks.append((seq.slot, tuple(seq.block_table)))
+        return seq
+
+    # ---- what came out ----------------------------------------------------------------------------------------
+
+    def update(self, plan: StepPlan, result: StepResult, now_s: float) -> list[Sequence]:
+        """Take in the outcome of the plan that is out.
+
+        Args:
+            plan: the latest plan.
+            result: its outcome; what it says of sequences aborted meanwhile is ignored.
+            now_s: `time.perf_counter()`, for `first_token_s` and `finished_s`.
+
+        Returns:
+            The sequences that gained tokens, some of them finished by it.
+        """
+        assert plan is self._plan, "this plan is not the one that is out"
+        assert result.step_id == plan.step_id, "a result of another step"
+        members = self._members
+        self._plan, self._members = None, []
+        changed: list[Sequence] = []
+        for work, seq, out in zip(plan.sequences, members, result.sequences, strict=True):
+            if seq.status is not Status.RUNNING:
+                continue  # aborted while the plan was out; its row and blocks are free since then
+            assert out.slot == work.slot, "results are in the order of the plan"
+            before = seq.num_computed
+            if not work.samples:
+                seq.num_computed = before + work.num_tokens
+                self._publish(seq, before)
+                continue
+            tokens = out.token_ids
+            assert 1 <= len(tokens) <= work.num_draft + 1, (
+                f"{len(tokens)} tokens from {work.num_draft} drafts"
+            )
+            if work.num_draft:
+                self._draft_proposed += work.num_draft
+                self._draft_accepted += len(tokens) - 1
+            seq.draft_token_ids = []
+            reason = self._append(seq, tokens)
+            # The known tokens and the accepted drafts are in the cache; the last token sampled is not.
+            seq.num_computed = min(
+                before + work.num_tokens - work.num_draft + len(tokens) - 1, len(seq.token_ids)
+            )
+            self._publish(seq, before)
+            if seq.first_token_s is None:
+                seq.first_token_s = now_s
+            if reason is not None:
+                self._retire(seq, reason, now_s)
+            changed.append(seq)
+        return changed
+
+    def _append(self, seq: _Tracked, tokens: Tokens[int]) -> FinishReason | None:
+        """Append tokens up to the first that ends the sequence; the reason if one does."""
+        known = seq.token_ids
+        earliest = seq.num_prompt + seq.request.sampling.min_tokens
+        for token in tokens:
+            known.append(token)
+            if token in seq.stop_ids and len(known) >= earliest:
+                return FinishReason.STOP
+            if len(known) >= seq.max_total:
+                return FinishReason.LENGTH
+        return None
+
+    def _publish(self, seq: _Tracked, before: int) -> None:
+        """Make the blocks that this step filled findable."""
+        if self._cache is None:
+            return
+        size = self.config.block_size
+        first, last = before // size, seq.num_computed // size
+        if first < last:
+            self._cache.extend_chain(seq.chain, seq.token_ids, last, seq.request.cache_salt)
+            self._cache.publish(seq.chain, seq.block_table, first, last)
+
+    def _retire(self, seq: _Tracked, reason: FinishReason, now_s: float | None) -> None:
+        """End a sequence wherever it stands. In a static batch its place stays taken until the last member ends."""
+        name = seq.request.request_id
+        del self._sequences[name]
+        if self._running.pop(name, None) is None:
+            del self._waiting[name]
+        elif self.config.in_flight_batching:
+            self._vacate(seq)
+        else:
+            if self._slots is None:
+                self.blocks.release(seq.block_table)
+                seq.block_table = []
+            self._held.append((seq.slot, seq.block_table))
+            seq.slot, seq.block_table = -1, []
+            if not self._running:
+                self._end_static_batch()
+        seq.status = Status.FINISHED
+        seq.finish_reason = reason
+        seq.finished_s = now_s
+        seq.draft_token_ids = []
+
+    def _vacate(self, seq: _Tracked) -> None:
+        """Free a sequence's blocks and row."""
+        self._free_place(seq.slot, seq.block_table)
+        seq.slot, seq.block_table = -1, []
+
+    def _end_static_batch(self) -> None:
+        for slot, table in self._held:
+            self._free_place(slot, table)
+        self._held.clear()
+
+    def _free_place(self, slot: int, table: list[int]) -> None:
+        if self._slots is None:
+            self.blocks.release(table)
+        elif table:
+            self._slots.release(table)
+        heapq.heappush(self._free_rows, slot)
+        self._released.append(slot)
+
+    # ---- integrity --------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Every invariant between sequences, rows and blocks; O(sequences + blocks), for tests and idle moments.
+
+        Raises:
+            AssertionError: naming what disagrees.
+        """
+        running, waiting, size = (
+            list(self._running.values()),
+            list(self._waiting.values()),
+            self.config.block_size,
+        )
+        assert len(running) + len(waiting) == len(self._sequences), "a sequence is lost or in two queues"
+        assert not (self._running.keys() & self._waiting.keys()), "a sequence both runs and waits"
+        rows = [seq.slot for seq in running] + [slot for slot, _ in self._held] + self._free_rows
+        assert sorted(rows) == list(range(self.config.max_num_seqs)), f"rows lost or shared: {sorted(rows)}"
+        self.blocks.check([seq.block_table for seq in running] + [table for _, table in self._held])
+        if self._cache is not None:
+            self._cache.check()
+        for seq in running:
+            assert seq.status is Status.RUNNING
+            assert 0 <= seq.num_computed < len(seq.token_ids) < seq.max_total
+            reach = seq.num_computed if len(seq.token_ids) - seq.num_computed == 1 else len(seq.token_ids)
+            assert len(seq.block_table) * size >= reach, "known tokens of a prompt without a block"
+        for seq in waiting:
+            assert seq.status in (Status.WAITING, Status.PREEMPTED)
+            owned = (seq.block_table, seq.slot, seq.num_computed)
+            assert owned == ([], -1, 0), f"a waiting sequence owns something: {owned}"
+        order = [id(seq) for seq in self._sequences.values()]
+        assert order == [id(seq) for seq in running + waiting], "not in order of arrival"
+        assert self._running or not self._held, "a static batch outlived its members"
