@@ -105,29 +105,13 @@ class EngineCore:
             RequestError: an empty prompt, a token id outside the vocabulary, or a prompt longer than the context.
             CapacityError: it could never fit the KV-cache.
         """
-        n = len(request.prompt_token_ids)
-        if n == 0:
-            raise RequestError(f"request {request.request_id}: the prompt is empty; send at least one token")
-        if n >= self.max_model_len:
-            raise RequestError(
-                f"request {request.request_id}: the prompt has {n} tokens, but the context holds {self.max_model_len} "
-                f"(prompt and output); shorten it or raise max_model_len"
-            )
         vocab = self.spec.vocab_size
-        wrong = next((t for t in request.prompt_token_ids if not 0 <= t < vocab), None)
-        if wrong is None:
-            chosen = (*request.sampling.stop_token_ids, *request.sampling.logit_bias)
-            wrong = next((t for t in chosen if not 0 <= t < vocab), None)
+        named = (*request.prompt_token_ids, *request.sampling.stop_token_ids, *request.sampling.logit_bias)
+        wrong = next((t for t in named if not 0 <= t < vocab), None)
         if wrong is not None:
-            raise RequestError(
-                f"request {request.request_id}: token id {wrong} is outside the vocabulary (0…{vocab - 1})"
-            )
-        if request.request_id in self._running:
-            raise RequestError(
-                f"request id {request.request_id} is already in the engine; ids must be unique"
-            )
+            raise RequestError(f"request {request.request_id}: token id {wrong} is outside the vocabulary (0…{vocab - 1})")
         self._running[request.request_id] = self._scheduler.add(request)
-        self._reported[request.request_id] = n
+        self._reported[request.request_id] = len(request.prompt_token_ids)
 
     def abort(self, request_id: str) -> None:
         """Forget a request, whatever its state; unknown or finished ids are ignored."""

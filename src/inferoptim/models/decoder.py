@@ -10,7 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
-from inferoptim.quant.formats import Linear
+from inferoptim.kernels import stock
+from inferoptim.models.batch import Batch, KVCache, KVLayer
+from inferoptim.models.rotary import cos_sin
+from inferoptim.models.spec import ModelSpec
+from inferoptim.quant.formats import DenseWeight, Int8Weight, Linear
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +41,98 @@ class DecoderWeights:
     final_norm: torch.Tensor  # [H]
     head: Linear  # N = V, K = H
     inv_freq: torch.Tensor  # float32 [D / 2]: rotary frequencies after scaling, radians per position
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held in memory; a tied head that shares the embedding's memory counts once."""
+        total = self.embedding.nbytes + self.final_norm.nbytes + self.inv_freq.nbytes
+        if not (
+            isinstance(self.head, DenseWeight) and self.head.weight.data_ptr() == self.embedding.data_ptr()
+        ):
+            total += self.head.nbytes
+        for layer in self.layers:
+            norms = (layer.input_norm, layer.post_norm, layer.q_norm, layer.k_norm)
+            total += sum(n.nbytes for n in norms if n is not None)
+            total += sum(w.nbytes for w in (layer.qkv, layer.o, layer.gate_up, layer.down))
+        return total
+
+
+class Decoder:
+    """Runs a step on torch's own operators, one by one. Stateless: the KV-cache belongs to the caller.
+
+    Args:
+        spec: the architecture.
+        weights: all on `device`, dense ones in `dtype`.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, weights: DecoderWeights, *, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.spec = spec
+        self.weights = weights
+        self.device = device
+        self.dtype = dtype
+        self.weight_bytes = weights.nbytes
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch, kv: KVCache) -> torch.Tensor:
+        """Compute a step: writes the KV of its tokens, returns float32 logits [R, V] of the wanted rows."""
+        hidden_TH = self._body(batch, kv)
+        rows_RH = hidden_TH.index_select(0, batch.logit_rows_R)
+        rows_RH = stock.rms_norm(rows_RH, self.weights.final_norm, self.spec.rms_norm_eps)
+        return linear(rows_RH, self.weights.head).float()
+
+    def _body(self, batch: Batch, kv: KVCache) -> torch.Tensor:
+        spec, eps = self.spec, self.spec.rms_norm_eps
+        cos, sin = cos_sin(batch.positions_T, self.weights.inv_freq)
+        slots_T = batch.slot_mapping_T.long()
+        x_TH = torch.nn.functional.embedding(batch.token_ids_T, self.weights.embedding)
+        for weights, cache in zip(self.weights.layers, kv.layers, strict=True):
+            qkv = linear(stock.rms_norm(x_TH, weights.input_norm, eps), weights.qkv)
+            x_TH = x_TH + linear(self._attention(qkv, weights, cache, batch, slots_T, cos, sin), weights.o)
+            gate_up = linear(stock.rms_norm(x_TH, weights.post_norm, eps), weights.gate_up)
+            x_TH = x_TH + linear(stock.silu_mul(gate_up), weights.down)
+        assert len(kv.layers) == spec.num_layers, "the KV-cache was made for another model"
+        return x_TH
+
+    def _attention(
+        self,
+        qkv: torch.Tensor,
+        weights: LayerWeights,
+        cache: KVLayer,
+        batch: Batch,
+        slots_T: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+    ) -> torch.Tensor:
+        spec = self.spec
+        heads_THD = qkv.view(qkv.shape[0], -1, spec.head_dim)
+        rotated, v_THD = heads_THD.split((spec.num_heads + spec.num_kv_heads, spec.num_kv_heads), dim=1)
+        if weights.q_norm is not None and weights.k_norm is not None:
+            q_THD, k_THD = rotated.split((spec.num_heads, spec.num_kv_heads), dim=1)
+            q_THD = stock.rms_norm(q_THD, weights.q_norm, spec.rms_norm_eps)
+            rotated = torch.cat((q_THD, stock.rms_norm(k_THD, weights.k_norm, spec.rms_norm_eps)), dim=1)
+        rotated = stock.rope(rotated, cos, sin)
+        q_THD, k_THD = rotated.split((spec.num_heads, spec.num_kv_heads), dim=1)
+        stock.write_kv(k_THD, v_THD, cache.k, cache.v, slots_T, cache.k_scale, cache.v_scale)
+        out_THD = stock.paged_attention(
+            q_THD,
+            cache.k,
+            cache.v,
+            batch.query_start,
+            batch.context_lens_S,
+            batch.block_tables_SM,
+            window=weights.window,
+            k_scale=cache.k_scale,
+            v_scale=cache.v_scale,
+            contiguous=batch.contiguous,
+        )
+        return out_THD.flatten(1)
+
+
+def linear(x: torch.Tensor, weight: Linear) -> torch.Tensor:
+    """A linear layer, whatever its format."""
+    if isinstance(weight, Int8Weight):
+        operator = stock.int8_linear if weight.dynamic_activations else stock.int8_weight_only_linear
+        return operator(x, weight.q, weight.scale, weight.bias)
+    return stock.dense_linear(x, weight.weight, weight.bias)

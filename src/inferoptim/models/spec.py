@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from inferoptim.errors import DataError, UnsupportedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +66,178 @@ class ModelSpec:
 
 SUPPORTED_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
+_SUPPORTED_ROPE = ("default", "linear", "llama3")
+
 
 def spec_from_config(config: dict[str, Any]) -> ModelSpec:
     """Read a Hugging Face config.
+
+    A field that would change the result and that the decoder does not have is refused, never ignored.
+
+    Args:
+        config: the content of ``config.json``, of any transformers version (``rope_parameters``, or ``rope_theta``
+            and ``rope_scaling``).
 
     Raises:
         UnsupportedError: another architecture (named, with what is supported) or an unknown rope scaling.
         DataError: a field is missing or contradicts another.
     """
-    raise NotImplementedError
+    architecture = _architecture(config)
+    _refuse_unsupported(config, architecture)
+    hidden_size = _positive_int(config, "hidden_size")
+    num_heads = _positive_int(config, "num_attention_heads")
+    num_kv_heads = _positive_int(config, "num_key_value_heads", num_heads)
+    num_layers = _positive_int(config, "num_hidden_layers")
+    max_position = _positive_int(config, "max_position_embeddings")
+    if config.get("head_dim") is None and hidden_size % num_heads:
+        raise DataError(f"config: hidden_size {hidden_size} is not a multiple of num_attention_heads {num_heads}")
+    head_dim = _positive_int(config, "head_dim", hidden_size // num_heads)
+    if num_heads % num_kv_heads:
+        raise DataError(
+            f"config: num_attention_heads {num_heads} is not a multiple of num_key_value_heads {num_kv_heads}"
+        )
+    if head_dim % 2:
+        raise DataError(f"config: head_dim {head_dim} is odd; rotary embeddings turn pairs")
+    rope_theta, rope_scaling = _rope(config, max_position)
+    bos = config.get("bos_token_id")
+    return ModelSpec(
+        architecture=architecture,
+        vocab_size=_positive_int(config, "vocab_size"),
+        hidden_size=hidden_size,
+        intermediate_size=_positive_int(config, "intermediate_size"),
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        max_position=max_position,
+        rms_norm_eps=_positive_float(config, "rms_norm_eps"),
+        rope_theta=rope_theta,
+        rope_scaling=rope_scaling,
+        tied_embeddings=bool(config.get("tie_word_embeddings", False)),
+        qkv_bias=architecture == "Qwen2ForCausalLM",
+        qk_norm=architecture == "Qwen3ForCausalLM",
+        sliding_windows=_sliding_windows(config, architecture, num_layers),
+        eos_token_ids=_token_ids(config.get("eos_token_id")),
+        bos_token_id=None if bos is None else int(bos),
+        torch_dtype=str(config.get("dtype") or config.get("torch_dtype") or "bfloat16"),
+    )
+
+
+def _architecture(config: dict[str, Any]) -> str:
+    names = config.get("architectures") or []
+    supported = ", ".join(SUPPORTED_ARCHITECTURES)
+    if not names:
+        raise DataError(f"config: no 'architectures'; this build runs {supported}")
+    for name in names:
+        if name in SUPPORTED_ARCHITECTURES:
+            return str(name)
+    raise UnsupportedError(f"architecture {names[0]} is not supported; supported: {supported}")
+
+
+def _refuse_unsupported(config: dict[str, Any], architecture: str) -> None:
+    activation = config.get("hidden_act", "silu")
+    if activation not in ("silu", "swish"):
+        raise UnsupportedError(f"{architecture}: activation hidden_act={activation!r} is not supported; supported: silu")
+    for flag in ("attention_bias", "mlp_bias"):
+        if config.get(flag):
+            raise UnsupportedError(
+                f"{architecture}: {flag}=true is not supported; supported: no bias, or Qwen2's QKV bias"
+            )
+    partial = config.get("partial_rotary_factor")
+    if partial not in (None, 1, 1.0):
+        raise UnsupportedError(f"{architecture}: partial_rotary_factor={partial} is not supported; supported: 1.0")
+    quantized = config.get("quantization_config")
+    if quantized:
+        method = quantized.get("quant_method", "unknown")
+        raise UnsupportedError(
+            f"{architecture}: a checkpoint quantised by {method!r} is not supported; supported: float32, bfloat16 and "
+            "float16 checkpoints, quantised here (quantization=int8)"
+        )
+
+
+def _rope(config: dict[str, Any], max_position: int) -> tuple[float, RopeScaling | None]:
+    parameters = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    if any(isinstance(value, dict) for value in parameters.values()):
+        raise UnsupportedError("rope_parameters per layer type are not supported; supported: one set for all layers")
+    theta = parameters.get("rope_theta", config.get("rope_theta", 10000.0))
+    kind = parameters.get("rope_type", parameters.get("type", "default")) or "default"
+    if kind not in _SUPPORTED_ROPE:
+        raise UnsupportedError(f"rope scaling {kind!r} is not supported; supported: {', '.join(_SUPPORTED_ROPE)}")
+    partial = parameters.get("partial_rotary_factor")
+    if partial not in (None, 1, 1.0):
+        raise UnsupportedError(f"partial_rotary_factor={partial} is not supported; supported: 1.0")
+    rope_theta = _positive_float({"rope_theta": theta}, "rope_theta")
+    if kind == "default":
+        return rope_theta, None
+    factor = _positive_float(parameters, "factor")
+    if kind == "linear":
+        return rope_theta, RopeScaling("linear", factor)
+    low, high = _positive_float(parameters, "low_freq_factor"), _positive_float(parameters, "high_freq_factor")
+    if low >= high:
+        raise DataError(f"config: rope low_freq_factor {low} is not below high_freq_factor {high}")
+    # transformers reads the pretraining length from either place, and falls back to the model's own length
+    original = {
+        "original_max_position_embeddings": config.get("original_max_position_embeddings")
+        or parameters.get("original_max_position_embeddings")
+    }
+    return rope_theta, RopeScaling(
+        "llama3",
+        factor,
+        low_freq_factor=low,
+        high_freq_factor=high,
+        original_max_position=_positive_int(original, "original_max_position_embeddings", max_position),
+    )
+
+
+def _sliding_windows(config: dict[str, Any], architecture: str, num_layers: int) -> tuple[int | None, ...]:
+    """Per layer, as transformers resolves it: all layers of Mistral; Qwen by `layer_types` or `max_window_layers`."""
+    if architecture == "LlamaForCausalLM":
+        return ()  # LlamaForCausalLM never reads sliding_window
+    used = architecture == "MistralForCausalLM" or bool(config.get("use_sliding_window", False))
+    layer_types = config.get("layer_types")
+    if layer_types is not None and architecture != "MistralForCausalLM":
+        unknown = sorted(set(layer_types) - {"full_attention", "sliding_attention"})
+        if unknown:
+            raise UnsupportedError(
+                f"{architecture}: layer type {unknown[0]!r} is not supported; supported: full_attention, "
+                "sliding_attention"
+            )
+        if len(layer_types) != num_layers:
+            raise DataError(f"config: {len(layer_types)} layer_types for {num_layers} layers")
+    if not used or config.get("sliding_window") is None:
+        if layer_types is not None and "sliding_attention" in layer_types and architecture != "MistralForCausalLM":
+            raise DataError("config: layer_types name sliding_attention, but no sliding_window is in use")
+        return ()
+    window = _positive_int(config, "sliding_window")
+    if architecture == "MistralForCausalLM":
+        return (window,) * num_layers
+    if layer_types is not None:
+        return tuple(window if kind == "sliding_attention" else None for kind in layer_types)
+    first = int(config.get("max_window_layers", 28))
+    windows = tuple(window if layer >= first else None for layer in range(num_layers))
+    return windows if any(windows) else ()
+
+
+def _token_ids(value: Any) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    return tuple(int(v) for v in value) if isinstance(value, list | tuple) else (int(value),)
+
+
+def _positive_int(config: dict[str, Any], field: str, default: int | None = None) -> int:
+    value = config.get(field)
+    value = default if value is None else value
+    if value is None:
+        raise DataError(f"config: '{field}' is missing")
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise DataError(f"config: '{field}' must be a positive integer, not {value!r}")
+    return value
+
+
+def _positive_float(config: dict[str, Any], field: str) -> float:
+    value = config.get(field)
+    if value is None:
+        raise DataError(f"config: '{field}' is missing")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise DataError(f"config: '{field}' must be a positive number, not {value!r}")
+    return float(value)

@@ -1,0 +1,204 @@
+"""The oracle: every operator of the decoder in plain torch, computed in float32, written to be read.
+
+Nothing here is fast. Every other op set (stock operators, native CPU, Triton) is tested against these functions, and
+the definitions of the quantised formats live here.
+
+Legend: T tokens of the step · S sequences · B blocks · P tokens in a block · Hq query heads · Hkv KV heads · D head
+size · N output features · K input features · I intermediate size.
+"""
+
+from __future__ import annotations
+
+import torch
+
+INT8_MAX = 127.0
+FP8_E4M3_MAX = 448.0  # largest finite float8_e4m3fn
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """``x / sqrt(mean(x^2) + eps) * weight`` over the last dimension; result in x's type.
+
+    Source: Root Mean Square Layer Normalization (arXiv:1910.07467) eq. 4.
+    """
+    wide = x.float()
+    normal = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (normal * weight.float()).to(x.dtype)
+
+
+def add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Residual sum, then its norm: ``(rms_norm(x + residual), x + residual)``, the sum rounded to x's type first."""
+    total = (x.float() + residual.float()).to(x.dtype)
+    return rms_norm(total, weight, eps), total
+
+
+def rope(x_THD: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate each head: pair (i, i + D/2) turns by its angle ("half-split" layout of Hugging Face checkpoints).
+
+    Args:
+        x_THD: [T, heads, D].
+        cos, sin: float32 [T, D / 2].
+    """
+    first, second = x_THD.float().chunk(2, dim=-1)
+    c, s = cos[:, None, :], sin[:, None, :]
+    return torch.cat((first * c - second * s, second * c + first * s), dim=-1).to(x_THD.dtype)
+
+
+def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
+    """``silu(gate) * up`` of [..., 2 I] laid out as gate, then up; returns [..., I]."""
+    gate, up = gate_up.float().chunk(2, dim=-1)
+    return (gate * torch.sigmoid(gate) * up).to(gate_up.dtype)
+
+
+def quantize_kv(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Symmetric quantisation of each vector of the last dimension.
+
+    ``scale = max|x| / qmax`` with qmax = 127 (int8) or 448 (float8_e4m3fn); a vector of zeros has scale 0.
+
+    Returns:
+        (q of `dtype` and x's shape, float32 scale of x's shape without the last dimension).
+    """
+    wide = x.float()
+    qmax = INT8_MAX if dtype == torch.int8 else FP8_E4M3_MAX
+    scale = wide.abs().amax(-1) / qmax
+    ratio = wide / torch.where(scale == 0, 1.0, scale)[..., None]
+    q = ratio.round().clamp(-qmax, qmax) if dtype == torch.int8 else ratio.clamp(-qmax, qmax)
+    return q.to(dtype), scale
+
+
+def write_kv(
+    k_THD: torch.Tensor,
+    v_THD: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    slot_mapping_T: torch.Tensor,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
+) -> None:
+    """Store a step's keys and values in their slots, in place; quantised per (token, head) where scales are given.
+
+    Args:
+        k_THD, v_THD: [T, Hkv, D], keys already rotated.
+        k_cache, v_cache: [B, P, Hkv, D]; written.
+        slot_mapping_T: int32 [T], block * P + offset.
+        k_scale, v_scale: float32 [B, P, Hkv] or None; written.
+    """
+    slots = slot_mapping_T.long()
+    for x, cache, scale in ((k_THD, k_cache, k_scale), (v_THD, v_cache, v_scale)):
+        flat = cache.view(-1, *cache.shape[2:])
+        if scale is None:
+            flat[slots] = x.to(cache.dtype)
+        else:
+            flat[slots], scale.view(-1, scale.shape[-1])[slots] = quantize_kv(x, cache.dtype)
+
+
+def paged_attention(
+    q_THD: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    query_start: torch.Tensor,
+    context_lens_S: torch.Tensor,
+    block_tables_SM: torch.Tensor,
+    *,
+    window: int | None = None,
+    softmax_scale: float | None = None,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Causal attention of each sequence's queries over its own cached tokens; any mix of query lengths.
+
+    The queries of a sequence are its last tokens: query i of n stands at position ``context_len - n + i``. It sees
+    the tokens up to itself and, with a window, only the `window` latest of them (itself included).
+
+    Args:
+        q_THD: [T, Hq, D], rotated.
+        k_cache, v_cache: [B, P, Hkv, D]; Hq is a multiple of Hkv, query head h reads KV head h // (Hq / Hkv).
+        query_start: int32 [S + 1].
+        context_lens_S: int32 [S], this step's tokens included.
+        block_tables_SM: int32 [S, M].
+        k_scale, v_scale: float32 [B, P, Hkv] of a quantised cache.
+
+    Returns:
+        [T, Hq, D] in q's type.
+    """
+    out = torch.empty_like(q_THD)
+    block_size, num_kv_heads, head_dim = k_cache.shape[1:]
+    group = q_THD.shape[1] // num_kv_heads
+    softmax_scale = head_dim**-0.5 if softmax_scale is None else softmax_scale
+    starts = query_start.tolist()
+    for s, context in enumerate(context_lens_S.tolist()):
+        first, last = starts[s], starts[s + 1]
+        positions = torch.arange(context, device=q_THD.device)
+        blocks = block_tables_SM[s].long()[positions // block_size]
+        offsets = positions % block_size
+        k, v = k_cache[blocks, offsets].float(), v_cache[blocks, offsets].float()  # [context, Hkv, D]
+        if k_scale is not None and v_scale is not None:
+            k = k * k_scale[blocks, offsets][..., None]
+            v = v * v_scale[blocks, offsets][..., None]
+        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+        at = torch.arange(context - (last - first), context, device=q_THD.device)[:, None]
+        visible = positions[None, :] <= at
+        if window is not None:
+            visible &= positions[None, :] > at - window
+        scores = torch.einsum("qhd,khd->hqk", q_THD[first:last].float(), k) * softmax_scale
+        weights = torch.softmax(scores.masked_fill(~visible, float("-inf")), dim=-1)
+        out[first:last] = torch.einsum("hqk,khd->qhd", weights, v).to(out.dtype)
+    return out
+
+
+def quantize_weight_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Symmetric int8, one scale per output channel: ``scale = max|row| / 127``; a row of zeros has scale 0.
+
+    Returns:
+        (q int8 [N, K], scale float32 [N]).
+    """
+    return quantize_kv(weight, torch.int8)  # the same rule, a weight row for a cached vector
+
+
+def quantize_activations_int8(
+    x: torch.Tensor, group_size: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Dynamic symmetric int8 of each token, or of each group of `group_size` input channels of each token.
+
+    Args:
+        x: [T, K].
+
+    Returns:
+        (q int8 [T, K], scale float32 [T, G]) with G = 1, or K / group_size.
+    """
+    groups = 1 if group_size is None else x.shape[-1] // group_size
+    q, scale = quantize_kv(x.unflatten(-1, (groups, -1)), torch.int8)
+    return q.flatten(-2), scale
+
+
+def int8_linear(
+    x: torch.Tensor,
+    q_NK: torch.Tensor,
+    scale_N: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    group_size: int | None = None,
+) -> torch.Tensor:
+    """W8A8: activations quantised per token (or per token and group), exact integer products, scaled in float32.
+
+    Args:
+        x: [T, K]; result [T, N] in its type.
+        group_size: divides K; None = one scale per token.
+    """
+    xq, x_scale = quantize_activations_int8(x, group_size)
+    groups = x_scale.shape[-1]
+    # int8 products summed over K <= 2^53 / 127^2 terms are exact in float64
+    parts = torch.einsum(
+        "tgk,ngk->tgn", xq.unflatten(-1, (groups, -1)).double(), q_NK.unflatten(-1, (groups, -1)).double()
+    )
+    y = (parts.float() * x_scale[..., None]).sum(1) * scale_N
+    return (y if bias is None else y + bias.float()).to(x.dtype)
+
+
+def int8_weight_only_linear(
+    x: torch.Tensor, q_NK: torch.Tensor, scale_N: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """W8A16: activations as they are, weights dequantised; result [T, N] in x's type."""
+    y = (x.float() @ q_NK.float().T) * scale_N
+    return (y if bias is None else y + bias.float()).to(x.dtype)
