@@ -2,13 +2,14 @@
 
 A full block is named by a digest of its tokens, of the digest of the block before it, and so of the whole prefix and
 its salt. Digests are 128-bit BLAKE2b: two prefixes with one name would take about 2**64 blocks to meet, so that a hit
-needs no comparison of tokens. A block is published once its KV is computed, never before.
+needs no comparison of tokens. A block is published once its KV is computed, never before. Blocks that somebody is
+about to compute are *announced*, so that a sequence with the same prefix can wait for them instead of repeating them.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from hashlib import blake2b
 
 from inferoptim.engine.blocks import BlockAllocator
@@ -27,6 +28,7 @@ class PrefixCache:
         self._blocks = blocks
         self._block_of: dict[bytes, int] = {}
         self._digest_of: dict[int, bytes] = {}
+        self._announced: set[bytes] = set()
         blocks.on_evict = self._evicted
 
     def __len__(self) -> int:
@@ -64,6 +66,21 @@ class PrefixCache:
             found.append(block)
         return found
 
+    def announce(self, chain: Sequence[bytes], first: int) -> None:
+        """A running sequence is about to compute the blocks of its `chain` from `first` on."""
+        self._announced.update(chain[first:])
+
+    def withdraw(self, chain: Sequence[bytes], first: int) -> None:
+        """The sequence leaves; the blocks of its `chain` from `first` on will not be computed by it."""
+        self._announced.difference_update(chain[first:])
+
+    def count_announced(self, chain: Sequence[bytes], first: int, last: int) -> int:
+        """How many blocks of `chain` in a row, from `first` on and before `last`, will soon be published."""
+        index = first
+        while index < last and chain[index] in self._announced:
+            index += 1
+        return index - first
+
     def publish(self, chain: Sequence[bytes], table: Sequence[int], first: int, last: int) -> None:
         """Make blocks [first, last) of a sequence findable; their KV is computed.
 
@@ -71,6 +88,7 @@ class PrefixCache:
         """
         for index in range(first, last):
             digest, block = chain[index], table[index]
+            self._announced.discard(digest)
             if digest not in self._block_of and block not in self._digest_of:
                 self._block_of[digest] = block
                 self._digest_of[block] = digest
@@ -82,12 +100,16 @@ class PrefixCache:
         self._digest_of.clear()
         self._blocks.forget_all()
 
-    def check(self) -> None:
+    def check(self, to_compute: Set[bytes]) -> None:
         """Integrity: both directions agree with each other and with the allocator.
+
+        Args:
+            to_compute: names of the blocks that running sequences have yet to compute.
 
         Raises:
             AssertionError: naming the block that disagrees.
         """
+        assert self._announced <= to_compute, "somebody may wait for a block that nobody computes"
         assert len(self._block_of) == len(self._digest_of)
         for digest, block in self._block_of.items():
             assert self._digest_of.get(block) == digest, f"block {block} is published under two digests"

@@ -15,8 +15,8 @@ from collections import OrderedDict
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
 
-from inferoptim.engine.blocks import BlockAllocator, ContiguousSlots, blocks_for
-from inferoptim.engine.prefix_cache import PrefixCache
+from inferoptim.engine.blocks import BlockAllocator, blocks_for
+from inferoptim.engine.kv_memory import KVMemory, Tracked
 from inferoptim.engine.request import FinishReason, Request, Sequence, Status
 from inferoptim.engine.step import Admission, ScheduledSequence, StepPlan, StepResult
 from inferoptim.errors import CapacityError, ConfigError, RequestError
@@ -47,27 +47,18 @@ class SchedulerConfig:
             )
 
 
-@dataclass(slots=True, eq=False)
-class _Tracked(Sequence):
-    """A sequence with what only the scheduler needs to know of it."""
-
-    max_total: int = 0  # tokens, prompt + output, at which it is full
-    stop_ids: frozenset[int] = frozenset()
-    chain: list[bytes] = field(default_factory=list)  # names of its first full blocks, for the prefix cache
-
-
 @dataclass(slots=True)
 class _Step:
     """A plan being built."""
 
     budget: int  # tokens left
     sequences: list[ScheduledSequence] = field(default_factory=list)
-    members: list[_Tracked] = field(default_factory=list)  # parallel to sequences
+    members: list[Tracked] = field(default_factory=list)  # parallel to sequences
     admitted: list[Admission] = field(default_factory=list)
     new_blocks: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
     draft_tokens: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
 
-    def compute(self, seq: _Tracked, num_tokens: int, num_draft: int, samples: bool) -> None:
+    def compute(self, seq: Tracked, num_tokens: int, num_draft: int, samples: bool) -> None:
         self.budget -= num_tokens
         self.sequences.append(ScheduledSequence(seq.slot, seq.num_computed, num_tokens, num_draft, samples))
         self.members.append(seq)
@@ -95,24 +86,20 @@ class Scheduler:
             )
         self.config = config
         self.blocks = blocks
-        self._slots: ContiguousSlots | None = None
-        if not config.paged_kv:
-            needed = blocks_for(config.max_model_len, config.block_size)
-            self._slots = ContiguousSlots(blocks, needed)
-            if self._slots.num_slots == 0:
-                raise CapacityError(
-                    f"one contiguous slot for max_model_len={config.max_model_len} takes {needed} blocks, the KV-cache "
-                    f"has {blocks.num_blocks}: raise kv_budget_bytes, lower max_model_len or turn paged_kv on"
-                )
-        self._cache = PrefixCache(blocks) if config.prefix_caching else None
-        self._sequences: dict[str, _Tracked] = {}  # every unfinished one
-        self._waiting: OrderedDict[str, _Tracked] = OrderedDict()  # next to admit first
-        self._running: dict[str, _Tracked] = {}  # in order of arrival
+        self._memory = KVMemory(
+            blocks,
+            paged=config.paged_kv,
+            prefix_caching=config.prefix_caching,
+            max_model_len=config.max_model_len,
+        )
+        self._sequences: dict[str, Tracked] = {}  # every unfinished one
+        self._waiting: OrderedDict[str, Tracked] = OrderedDict()  # next to admit first
+        self._running: dict[str, Tracked] = {}  # in order of arrival
         self._free_rows = list(range(config.max_num_seqs))  # a heap: the batch stays dense at its low end
         self._released: list[int] = []  # rows to name in the next plan
         self._held: list[tuple[int, list[int]]] = []  # static batches: rows and slots of finished members
         self._plan: StepPlan | None = None  # the plan that is out
-        self._members: list[_Tracked] = []  # its sequences
+        self._members: list[Tracked] = []  # its sequences
         self._num_steps = 0
         self._scheduled_tokens = 0
         self._preemptions = 0
@@ -198,7 +185,7 @@ class Scheduler:
                 f"there are {self.blocks.num_blocks}: lower max_tokens, shorten the prompt or raise kv_budget_bytes"
             )
         eos = frozenset() if sampling.ignore_eos else request.eos_token_ids
-        seq = _Tracked(
+        seq = Tracked(
             request=request,
             token_ids=list(request.prompt_token_ids),
             max_total=max_total,
@@ -240,8 +227,7 @@ class Scheduler:
             raise RequestError(
                 f"the prefix cache can be reset only while idle: {self.num_running} sequences run, {self.num_waiting} wait"
             )
-        if self._cache is not None:
-            self._cache.reset()
+        self._memory.reset_prefix_cache()
 
     # ---- the step ---------------------------------------------------------------------------------------------
 
@@ -279,13 +265,10 @@ class Scheduler:
 
     def _schedule_chunked(self, step: _Step) -> None:
         """Decodes first, then parts of prompts with what is left of the budget, then newcomers."""
-        preemptions = self._preemptions
         for seq in self._schedule_decodes(step):
             if step.budget == 0:
                 return
             self._compute_part(step, seq)
-        if self._preemptions > preemptions:
-            return  # memory is short: who just lost its blocks must not take them back from the others
         while step.budget > 0 and (newcomer := self._admit(step)) is not None:
             self._compute_part(step, newcomer)
 
@@ -308,12 +291,12 @@ class Scheduler:
         if not step.sequences:
             self._schedule_decodes(step)
 
-    def _compute_part(self, step: _Step, seq: _Tracked) -> None:
+    def _compute_part(self, step: _Step, seq: Tracked) -> None:
         gap = len(seq.token_ids) - seq.num_computed
         num_tokens = min(gap, step.budget)
         step.compute(seq, num_tokens, 0, samples=num_tokens == gap)
 
-    def _schedule_decodes(self, step: _Step) -> list[_Tracked]:
+    def _schedule_decodes(self, step: _Step) -> list[Tracked]:
         """Give every running sequence that lacks one token that token, and its drafts what is then left.
 
         Returns:
@@ -340,7 +323,7 @@ class Scheduler:
             step.compute(seq, 1 + num_draft, num_draft, samples=True)
         return behind
 
-    def _drafts_that_fit(self, seq: _Tracked, spare: int) -> int:
+    def _drafts_that_fit(self, seq: Tracked, spare: int) -> int:
         """How many proposals to verify. They never cause a preemption and never exceed what may still be output."""
         known, size = len(seq.token_ids), self.config.block_size
         count = min(len(seq.draft_token_ids), spare, seq.max_total - known - 1)
@@ -351,17 +334,15 @@ class Scheduler:
             return room
         return count
 
-    def _grow(self, step: _Step, seq: _Tracked, missing: int) -> bool:
+    def _grow(self, step: _Step, seq: Tracked, missing: int) -> bool:
         """Append `missing` blocks to a running sequence; False when it was itself preempted for lack of them."""
         while missing > self.blocks.num_free:
             if self._preempt_last() is seq:
                 return False
-        fresh = self.blocks.allocate(missing)
-        seq.block_table += fresh
-        step.new_blocks.append((seq.slot, tuple(fresh)))
+        step.new_blocks.append((seq.slot, tuple(self._memory.grow(seq, missing))))
         return True
 
-    def _preempt_last(self) -> _Tracked:
+    def _preempt_last(self) -> Tracked:
         """Take everything from the latest arrival; it keeps its tokens and will compute them again."""
         name, victim = self._running.popitem()
         self._vacate(victim)
@@ -374,7 +355,7 @@ class Scheduler:
         self._preemptions += 1
         return victim
 
-    def _admit(self, step: _Step, most: int | None = None) -> _Tracked | None:
+    def _admit(self, step: _Step, most: int | None = None) -> Tracked | None:
         """Give the head of the queue a row and blocks for all its known tokens; None when it must wait.
 
         While others run, one block for each of them and for the newcomer stays free (the watermark), so that nobody
@@ -387,32 +368,20 @@ class Scheduler:
         if not self._waiting or not self._free_rows:
             return None
         name, seq = next(iter(self._waiting.items()))
-        known, size = len(seq.token_ids), self.config.block_size
-        hits: list[int] = []
-        if self._cache is not None:
-            full = (known - 1) // size  # at least the last token is computed, to sample from
-            self._cache.extend_chain(seq.chain, seq.token_ids, full, seq.request.cache_salt)
-            hits = self._cache.lookup(seq.chain, full)
-        if most is not None and known - len(hits) * size > most:
+        reserved = self._memory.reserve(
+            seq,
+            watermark=len(self._running) + 1 if self._running else 0,
+            most=most,
+            patient=self.config.in_flight_batching,
+        )
+        if not reserved:
             return None
-        if self._slots is not None:
-            if self._slots.num_free == 0:
-                return None
-            seq.block_table = self._slots.allocate()
-        else:
-            needed = blocks_for(known, size) - len(hits)
-            watermark = len(self._running) + 1 if self._running else 0
-            if self.blocks.num_free - self.blocks.count_cached(hits) < needed + watermark:
-                return None
-            self.blocks.share(hits)
-            seq.block_table = hits + self.blocks.allocate(needed)
         del self._waiting[name]
         self._running[name] = seq
         seq.slot = heapq.heappop(self._free_rows)
         seq.status = Status.RUNNING
-        seq.num_computed = seq.num_cached = len(hits) * size
-        if self._cache is not None and seq.num_preemptions == 0:
-            self._query_tokens += known
+        if self.config.prefix_caching and seq.num_preemptions == 0:
+            self._query_tokens += len(seq.token_ids)
             self._hit_tokens += seq.num_cached
         step.admitted.append(
             Admission(seq.slot, name, tuple(seq.token_ids), seq.num_prompt, seq.request.sampling)
@@ -445,7 +414,7 @@ class Scheduler:
             before = seq.num_computed
             if not work.samples:
                 seq.num_computed = before + work.num_tokens
-                self._publish(seq, before)
+                self._memory.publish(seq, before)
                 continue
             tokens = out.token_ids
             assert 1 <= len(tokens) <= work.num_draft + 1, (
@@ -460,7 +429,7 @@ class Scheduler:
             seq.num_computed = min(
                 before + work.num_tokens - work.num_draft + len(tokens) - 1, len(seq.token_ids)
             )
-            self._publish(seq, before)
+            self._memory.publish(seq, before)
             if seq.first_token_s is None:
                 seq.first_token_s = now_s
             if reason is not None:
@@ -468,7 +437,7 @@ class Scheduler:
             changed.append(seq)
         return changed
 
-    def _append(self, seq: _Tracked, tokens: Tokens[int]) -> FinishReason | None:
+    def _append(self, seq: Tracked, tokens: Tokens[int]) -> FinishReason | None:
         """Append tokens up to the first that ends the sequence; the reason if one does."""
         known = seq.token_ids
         earliest = seq.num_prompt + seq.request.sampling.min_tokens
@@ -480,17 +449,7 @@ class Scheduler:
                 return FinishReason.LENGTH
         return None
 
-    def _publish(self, seq: _Tracked, before: int) -> None:
-        """Make the blocks that this step filled findable."""
-        if self._cache is None:
-            return
-        size = self.config.block_size
-        first, last = before // size, seq.num_computed // size
-        if first < last:
-            self._cache.extend_chain(seq.chain, seq.token_ids, last, seq.request.cache_salt)
-            self._cache.publish(seq.chain, seq.block_table, first, last)
-
-    def _retire(self, seq: _Tracked, reason: FinishReason, now_s: float | None) -> None:
+    def _retire(self, seq: Tracked, reason: FinishReason, now_s: float | None) -> None:
         """End a sequence wherever it stands. In a static batch its place stays taken until the last member ends."""
         name = seq.request.request_id
         del self._sequences[name]
@@ -499,9 +458,8 @@ class Scheduler:
         elif self.config.in_flight_batching:
             self._vacate(seq)
         else:
-            if self._slots is None:
-                self.blocks.release(seq.block_table)
-                seq.block_table = []
+            if self._memory.paged:  # neighbours may need the blocks; a slot is of no use to them
+                self._memory.free(seq)
             self._held.append((seq.slot, seq.block_table))
             seq.slot, seq.block_table = -1, []
             if not self._running:
@@ -511,21 +469,19 @@ class Scheduler:
         seq.finished_s = now_s
         seq.draft_token_ids = []
 
-    def _vacate(self, seq: _Tracked) -> None:
-        """Free a sequence's blocks and row."""
-        self._free_place(seq.slot, seq.block_table)
-        seq.slot, seq.block_table = -1, []
+    def _vacate(self, seq: Tracked) -> None:
+        """Free a sequence's memory and row."""
+        self._memory.free(seq)
+        self._free_row(seq.slot)
+        seq.slot = -1
 
     def _end_static_batch(self) -> None:
         for slot, table in self._held:
-            self._free_place(slot, table)
+            self._memory.free_table(table)
+            self._free_row(slot)
         self._held.clear()
 
-    def _free_place(self, slot: int, table: list[int]) -> None:
-        if self._slots is None:
-            self.blocks.release(table)
-        elif table:
-            self._slots.release(table)
+    def _free_row(self, slot: int) -> None:
         heapq.heappush(self._free_rows, slot)
         self._released.append(slot)
 
@@ -546,9 +502,7 @@ class Scheduler:
         assert not (self._running.keys() & self._waiting.keys()), "a sequence both runs and waits"
         rows = [seq.slot for seq in running] + [slot for slot, _ in self._held] + self._free_rows
         assert sorted(rows) == list(range(self.config.max_num_seqs)), f"rows lost or shared: {sorted(rows)}"
-        self.blocks.check([seq.block_table for seq in running] + [table for _, table in self._held])
-        if self._cache is not None:
-            self._cache.check()
+        self._memory.check(running, [table for _, table in self._held])
         for seq in running:
             assert seq.status is Status.RUNNING
             assert 0 <= seq.num_computed < len(seq.token_ids) < seq.max_total
