@@ -49,28 +49,28 @@ COMMANDS = (
     ),
     CommandEntry(
         "cost",
-        "inferoptim.cli.economics:cost",
+        "inferoptim.cli.cost:cost",
         "Cost per million tokens, from a measurement and a price.",
         MONEY,
     ),
-    CommandEntry("tco", "inferoptim.cli.economics:tco", "Total cost of ownership over a horizon.", MONEY),
+    CommandEntry("tco", "inferoptim.cli.tco:tco", "Total cost of ownership over a horizon.", MONEY),
     CommandEntry(
         "roi",
-        "inferoptim.cli.economics:roi",
+        "inferoptim.cli.roi:roi",
         "Return on the optimisation work: break-even and sensitivity.",
         MONEY,
     ),
     CommandEntry(
         "prices",
-        "inferoptim.cli.economics:prices",
+        "inferoptim.cli.prices:prices",
         "The price list: each price with its date and source.",
         MONEY,
     ),
     CommandEntry(
-        "claims", "inferoptim.cli.economics:claims", "Every figure of the guide, with its verdict.", MONEY
+        "claims", "inferoptim.cli.claims:claims", "Every figure of the guide, with its verdict.", MONEY
     ),
     CommandEntry(
-        "lint", "inferoptim.cli.economics:lint", "Check a text's cost figures for common mistakes.", MONEY
+        "lint", "inferoptim.cli.claims:lint", "Is a published benchmark row physically possible?", MONEY
     ),
     CommandEntry(
         "plan",

@@ -37,6 +37,7 @@ class Shape:
     head: float  # output head
     embedding: float  # input embedding, stored but not read (0 when tied to the head)
     layers: int
+    heads: int
     kv_heads: int
     head_dim: int
     source: str = ""
@@ -73,7 +74,7 @@ def llama_shape(
     q, kv = heads * dim, kv_heads * dim
     body = layers * (hidden * (q + 2 * kv) + q * hidden + 3 * hidden * intermediate)
     head = vocab * hidden
-    return Shape(name, body, head, 0 if tied else head, layers, kv_heads, dim, source)
+    return Shape(name, body, head, 0 if tied else head, layers, heads, kv_heads, dim, source)
 
 
 SHAPES: tuple[Shape, ...] = (

@@ -5,13 +5,15 @@ Covers multi-head, grouped-query, multi-query and multi-head latent attention, a
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from inferoptim.economics.checks import positive, share, whole
-from inferoptim.economics.roofline import BYTES_OF, Shape, llama_shape
+from inferoptim.economics.roofline import BYTES_OF, Shape, find_shape, llama_shape
 from inferoptim.errors import CapacityError, ConfigError, DataError, UnsupportedError
 from inferoptim.hardware.peaks import DevicePeaks
 
@@ -285,3 +287,70 @@ def require_fit(result: Fit, batch: int, context: int) -> None:
         f"{result.gpus} × {result.device}: {batch} × {context} tokens do not fit; "
         f"fits {result.max_batch} × {context} or {batch} × {result.max_context}"
     )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What the calculators need of one model."""
+
+    name: str
+    kv: KVShape
+    shape: Shape | None
+    max_position: int | None
+    source: str
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a ``config.json``, or the one in a folder.
+
+    Raises:
+        DataError: unreadable, or not a JSON object.
+    """
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{file}: cannot read it ({error.strerror})") from error
+    except ValueError as error:
+        raise DataError(f"{file}: not JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise DataError(f"{file}: not a JSON object")
+    return config
+
+
+def model_facts(model: str, *, offline: bool = False) -> ModelFacts:
+    """Facts of a model: a local config.json or folder, a name of the built-in table, or anything `pull` resolves.
+
+    Raises:
+        ConfigError, DataError, UnsupportedError: nothing of that name, or a config that cannot be read.
+    """
+    path = Path(model)
+    if path.suffix == ".json" or path.is_dir():
+        return facts_of(
+            read_config(path), path.name if path.is_dir() else path.parent.name or path.stem, str(path)
+        )
+    try:
+        shape = find_shape(model)
+    except ConfigError:
+        from inferoptim.models.hub import resolve_model
+
+        files = resolve_model(model, offline=offline)
+        return facts_of(read_config(files.folder), files.name, str(files.folder / "config.json"))
+    kind: Kind = "MHA" if shape.kv_heads == shape.heads else "GQA"
+    kv = KVShape(kind, 2 * shape.kv_heads * shape.head_dim, 2 * shape.kv_heads, (None,) * shape.layers)
+    return ModelFacts(shape.name, kv, shape, None, shape.source)
+
+
+def facts_of(config: Mapping[str, Any], name: str, source: str) -> ModelFacts:
+    """Facts from a config already read."""
+    text = config.get("text_config") or config
+    longest = _int(text, "max_position_embeddings", "n_positions")
+    return ModelFacts(name, kv_shape(config), dense_parameters(config, name), longest, source)
+
+
+def weight_bytes_of(facts: ModelFacts, precision: str) -> float | None:
+    """Bytes of the weights: linear layers of the body at `precision`, embedding and head in 16 bits when it is lower."""
+    if facts.shape is None:
+        return None
+    size = element_bytes(precision)
+    return facts.shape.body * size + (facts.shape.head + facts.shape.embedding) * max(size, 2.0)
