@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ from safetensors.torch import save_file
 from inferoptim.errors import DataError, UnsupportedError
 from inferoptim.models.cache import Progress, disk_full, require_room
 from inferoptim.models.gguf_tokenizer import tokenizer_files
+
+Array: TypeAlias = "np.ndarray[Any, Any]"
 
 MAX_SHARD_BYTES = 2 * 1024**3
 
@@ -216,7 +218,7 @@ def _rope_scaling(meta: Metadata, tensors: dict[str, Any], head_dim: int) -> dic
     )
 
 
-def _llama3_scaling(meta: Metadata, divisors: np.ndarray[Any, Any], head_dim: int) -> dict[str, Any]:
+def _llama3_scaling(meta: Metadata, divisors: Array, head_dim: int) -> dict[str, Any]:
     """Name the Llama 3 scaling whose per-frequency divisors the file stores; refuse divisors that it does not give.
 
     Source: transformers ``modeling_rope_utils._compute_llama3_parameters``.
@@ -337,11 +339,12 @@ def _tensor(meta: Metadata, tensor: Any, config: dict[str, Any], dtype: torch.dt
     return torch.from_numpy(np.array(values, dtype=np.float32)).to(dtype)
 
 
-def unpermute(rows: np.ndarray[Any, Any], num_heads: int) -> np.ndarray[Any, Any]:
+def unpermute(rows: Array, num_heads: int) -> Array:
     """Undo llama.cpp's row order: [heads · (D/2, 2), …] back to Hugging Face's [heads · (2, D/2), …].
 
     Args:
         rows: [num_heads · D, row], of any type: values or quantised blocks.
     """
     n_rows, *rest = rows.shape
-    return rows.reshape(num_heads, n_rows // num_heads // 2, 2, *rest).swapaxes(1, 2).reshape(rows.shape)
+    grouped: Array = rows.reshape(num_heads, n_rows // num_heads // 2, 2, *rest).swapaxes(1, 2)
+    return grouped.reshape(rows.shape)

@@ -128,7 +128,7 @@ _NAMED = {
 
 
 def _token(meta: Metadata, tokens: list[str], key: str) -> str | None:
-    index = meta.get(key)
+    index: int | None = meta.get(key)
     if index is None:
         return None
     if not 0 <= index < len(tokens):
@@ -231,10 +231,10 @@ def _post_processor(
         return None
     first = [{"SpecialToken": {"id": named["bos_token"], "type_id": 0}}] if bos else []
     last = [{"SpecialToken": {"id": named["eos_token"], "type_id": 0}}] if eos else []
-    special = {}
+    special: dict[str, Any] = {}
     for wanted, name in ((bos, "bos_token"), (eos, "eos_token")):
         if wanted:
-            token = named[name]
+            token = str(named[name])
             special[token] = {"id": token, "ids": [meta.get(_NAMED[name])], "tokens": [token]}
     single = [*first, {"Sequence": {"id": "A", "type_id": 0}}, *last]
     return {

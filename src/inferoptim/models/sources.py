@@ -96,7 +96,9 @@ def weight_shards(folder: Path) -> dict[str, set[str]] | None:
     return shards
 
 
-def download_from_hub(repo: str, revision: str | None, *, offline: bool, progress: Progress | None) -> Path:
+def download_from_hub(
+    repo: str, revision: str | None, *, offline: bool, progress: Progress | None, force: bool = False
+) -> Path:
     """The snapshot folder of `repo`, in the Hub library's own cache; its name is the commit.
 
     Raises:
@@ -107,14 +109,15 @@ def download_from_hub(repo: str, revision: str | None, *, offline: bool, progres
 
     patterns = [*_SETTINGS, _INDEX, "model.safetensors", "model-*-of-*.safetensors"]
     endpoint = constants.ENDPOINT
-    try:
-        found = Path(
-            snapshot_download(repo, revision=revision, allow_patterns=patterns, local_files_only=True)
-        )
-        model_file_names(found)
-        return found
-    except (errors.LocalEntryNotFoundError, DataError, UnsupportedError, OSError):
-        pass  # absent or partial
+    if not force:
+        try:
+            found = Path(
+                snapshot_download(repo, revision=revision, allow_patterns=patterns, local_files_only=True)
+            )
+            model_file_names(found)
+            return found
+        except (errors.LocalEntryNotFoundError, DataError, UnsupportedError, OSError):
+            pass  # absent or partial
     if offline or constants.HF_HUB_OFFLINE:
         raise NotAvailable("not asked (offline)")
     probe(f"{endpoint}/api/models/{repo}")
@@ -125,6 +128,7 @@ def download_from_hub(repo: str, revision: str | None, *, offline: bool, progres
                 revision=revision,
                 allow_patterns=patterns,
                 endpoint=endpoint,
+                force_download=force,
                 tqdm_class=_progress_bar(progress, f"downloading {repo}"),
             )
         )
@@ -155,7 +159,7 @@ def probe(url: str) -> None:
     Raises:
         NotAvailable: no answer.
     """
-    from huggingface_hub.utils import get_session
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
     outcome: list[Exception | None] = []
 
@@ -190,7 +194,7 @@ def check_hub_digest(file: Path, sha256: str, pinned: str | None) -> None:
         wrong = wrong or hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() != blob.name
     if wrong:
         raise DataError(
-            f"{file.name} from the Hub is truncated or tampered with (sha256 {sha256}); delete {blob} and pull again"
+            f"{file.name} from the Hub is truncated or tampered with (sha256 {sha256}); fetch it again with `inferoptim pull MODEL --force`"
         )
 
 

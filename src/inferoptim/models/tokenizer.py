@@ -127,12 +127,13 @@ class Tokenizer:
 
     @cached_property
     def _decoding(self) -> _ByteLevel | _ByteFallback:
-        decoder = json.loads(self._backend.to_str())["decoder"] or {}
-        steps = decoder.get("decoders", [decoder])
+        decoder = self._backend.decoder
+        settings: dict[str, Any] = json.loads(decoder.__getstate__()) if decoder is not None else {}
+        steps: list[dict[str, Any]] = settings.get("decoders", [settings])
         kinds = [step.get("type") for step in steps]
         if kinds == ["ByteLevel"]:
             return _ByteLevel()
-        strip = steps[-1] if kinds[-1] == "Strip" else {"content": " ", "start": 0, "stop": 0}
+        strip: dict[str, Any] = steps[-1] if kinds[-1] == "Strip" else {"content": " ", "start": 0, "stop": 0}
         plain = kinds[:-1] if kinds[-1] == "Strip" else kinds
         replaces = [step for step in steps if step.get("type") == "Replace"]
         if (
