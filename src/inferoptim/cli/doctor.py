@@ -71,10 +71,12 @@ def doctor(
     with status as spinner:
         for probe in PROBES:
             findings += _safely(probe)
-        measured = _ceilings(measure, remeasure, (lambda step: None) if spinner is None else spinner.update)
+        ready = not any(finding.status == "missing" for finding in findings)
+        measured: dict[str, MachineCeilings | None] = {}
+        if ready:  # nothing can be measured without torch
+            measured = _ceilings(measure, remeasure, (lambda step: None) if spinner is None else spinner.update)
         for device, result in measured.items():
             findings += _describe_ceilings(device, result)
-    ready = not any(finding.status == "missing" for finding in findings)
     if as_json:
         report = {
             "ready": ready,
@@ -356,8 +358,6 @@ def _ceilings(
     measure: bool, remeasure: bool, on_step: Callable[[str], None]
 ) -> dict[str, MachineCeilings | None]:
     """Measured ceilings by device: from the cache, or new ones if asked for."""
-    if find_spec("torch") is None:
-        return {}
     import torch
 
     from inferoptim.hardware import cached_ceilings, ceilings

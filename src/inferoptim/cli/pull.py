@@ -12,11 +12,13 @@ def pull(
         str, typer.Argument(help="Alias, Hub id (owner/name), local folder or .gguf file.")
     ] = "smollm2-135m",
     revision: Annotated[
-        str | None, typer.Option("--revision", help="Hub branch, tag or commit; default: main, or the alias's pin.")
+        str | None,
+        typer.Option("--revision", help="Hub branch, tag or commit; default: main, or the alias's pin."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Fetch or convert again what is cached.")] = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Check every file's content against its digest, not only its size.")
+        bool,
+        typer.Option("--verify", help="Check every file's content against its digest, not only its size."),
     ] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Use only what is on this machine.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -29,7 +31,14 @@ def pull(
     from dataclasses import asdict
 
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
     from inferoptim.models.hub import resolve_model
     from inferoptim.units import format_bytes
