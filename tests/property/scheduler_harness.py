@@ -213,13 +213,17 @@ class Harness:
             and seq.num_generated > 0
         }
         before = {name: seq.num_generated for name, seq in self.live.items()}
+        preemptions = self.scheduler.counters()["preemptions"]
         plan = self.scheduler.schedule(self.now)
+        preemptions = self.scheduler.counters()["preemptions"] - preemptions
         self.scheduler.check()
         if plan is None:
             assert not self.live, "nothing scheduled although work remains"
             assert not self.scheduler.has_work
             return
-        assert not (static_before and plan.admitted), "joined a static batch that had not ended"
+        if static_before:
+            assert not plan.admitted, "joined a static batch that had not ended"
+            assert len(plan.released) == preemptions, "a place in a static batch was given up before its end"
         check_plan(plan, self.config, decoding)
         self._check_memory()
         if abort is not None:
@@ -231,6 +235,7 @@ class Harness:
         assert {seq.request.request_id for seq in changed} == sampled & self.live.keys()
         for seq in changed:
             name = seq.request.request_id
+            assert not seq.draft_token_ids, "proposals outlived the tokens that they followed"
             assert seq.num_generated > before[name]
             assert seq.first_token_s is not None
             assert seq.first_scheduled_s is not None
