@@ -1,0 +1,297 @@
+"""The report's French. Written with plain spaces; `_typeset` puts the no-break ones that French punctuation needs."""
+
+from __future__ import annotations
+
+
+def _typeset(text: str) -> str:
+    for mark in ";!?%":
+        text = text.replace(f" {mark}", f"\u202f{mark}")
+    return text.replace(" :", "\u00a0:").replace("« ", "«\u00a0").replace(" »", "\u00a0»")
+
+
+_PLAIN: dict[str, str] = {
+    "and": "et",
+    "not_measured": "non mesuré",
+    "not_recorded": "non consigné",
+    "no_valid_measurement": "aucune mesure valable",
+    "none_mark": "–",
+    "none_stated": "aucun",
+    "this_model": "ce modèle",
+    "this_machine": "cette machine",
+    "tied_mark": "≈",
+    "undecided_mark": "≈",
+    "wide_mark": " (large)",
+    "one_request": "une requête à la fois",
+    "requests_at_once": "{n} requêtes à la fois",
+    "page.title": "Ce que gagne chaque levier : {name}",
+    "page.kicker": "Inference-Optim-LLM · rapport de mesure",
+    "page.contents": "Sommaire",
+    # sections
+    "section.verdict": "Verdict",
+    "section.next": "Que faire ensuite",
+    "section.headline": "En un coup d’œil",
+    "section.effects": "L’effet de chaque levier",
+    "section.ladder": "L’échelle",
+    "section.waterfall": "Indice de coût, levier par levier",
+    "section.frontier": "Débit et latence",
+    "section.cdf": "Latence de chaque requête",
+    "section.tails": "Centiles de latence",
+    "section.kv": "Mémoire du KV-cache au fil du temps",
+    "section.ceiling": "Distance au plafond",
+    "section.quality": "Qualité",
+    "section.cost": "Coût par million de tokens produits",
+    "section.economics": "Attribution du coût",
+    "section.telemetry": "Ce que chaque configuration a consommé",
+    "section.warnings": "Avertissements",
+    "section.method": "Méthode",
+    "section.environment": "Environnement",
+    "section.reproduce": "Reproduire",
+    # verdict
+    "verdict.subject": "{model} sur {machine} : {valid} configurations sur {total} ont tourné sans enfreindre un seuil de qualité.",
+    "verdict.case_fastest": "{where}, « {name} » est la configuration la plus rapide {checked} : {rate} tokens produits/s{against}{cost}.",
+    "verdict.case_tied": (
+        "{where}, « {name} » a le débit le plus haut {checked}, {rate} tokens produits/s{against}{cost}, "
+        "mais ces mesures ne permettent pas de la distinguer de {others}."
+    ),
+    "verdict.case_baseline": "{where}, rien de ce qui a été mesuré ne bat la référence « {name} » : {rate} tokens produits/s{cost}.",
+    "verdict.case_alone": "{where}, « {name} » est la seule configuration à mesure valable : {rate} tokens produits/s{against}{cost}.",
+    "verdict.case_one_run": (
+        "{where}, « {name} » a eu le débit le plus haut sur une seule exécution, {rate} tokens produits/s{against}{cost} ; "
+        "une seule exécution ne classe rien."
+    ),
+    "verdict.case_empty": "{where}, aucune configuration n’a de mesure valable.",
+    "verdict.nothing": "Ni débit, ni indice, ni prix ne peuvent être tirés de cette exécution.",
+    "verdict.checked": "parmi celles qui respectent le seuil de qualité",
+    "verdict.unchecked": "(sortie non contrôlée)",
+    "verdict.where_one": "Une requête à la fois ({case})",
+    "verdict.where_many": "Avec {n} requêtes à la fois ({case})",
+    "verdict.where_plain": "Sur {case}",
+    "verdict.against": ", {ratio} le débit de la référence « {baseline} »",
+    "verdict.against_undecided": ", {ratio} le débit de la référence « {baseline} », sans écart établi",
+    "verdict.cost": ", {money} par million de tokens produits",
+    "verdict.cost_and_index": ", {money} par million de tokens produits (indice de coût {index}, référence 100)",
+    "verdict.index": ", indice de coût {index} (référence 100)",
+    "verdict.gains": "Ce qui a payé : {names}.",
+    "verdict.losses": "Ce qui a ralenti : {names}.",
+    "verdict.needed": "Plus lent sans : {names}.",
+    "verdict.spared": "Plus rapide sans : {names}.",
+    "verdict.unclear": "Aucun effet établi par ces mesures : {names}.",
+    "verdict.failed": "Sans chiffres : {names}.",
+    "verdict.ratio_at": "{ratio} pour {case}",
+    # next steps
+    "next.use": "Pour {where}, prendre « {name} » : c’est la plus rapide, écart établi, et elle respecte le seuil de qualité.",
+    "next.use_everywhere": (
+        "Prendre « {name} » : c’est la plus rapide sur toutes les charges mesurées, écart établi, et elle respecte le seuil de qualité."
+    ),
+    "next.tied": "Pour {where}, choisir entre {names} sur d’autres critères (mémoire, simplicité), ou mesurer plus longtemps.",
+    "next.measure_longer": "Pour départager ce que ces mesures ne départagent pas, relancer avec --until-separated.",
+    "next.quality": "Au-delà du seuil de qualité : {names}. À laisser éteint, ou à calibrer puis mesurer de nouveau.",
+    "next.resume": "Une fois la cause d’un échec corrigée, continuer avec --resume : seul ce qui manque est mesuré.",
+    "next.room": (
+        "La plus grande marge : {where}, où la configuration la plus rapide atteint {share} de ce que peut cette machine "
+        "(au plus {factor} de mieux à précision et lot égaux)."
+    ),
+    "next.price": "Aucun prix n’a été donné : indiquer le prix d’une heure de cette machine pour passer du débit au coût.",
+    # warnings
+    "warning.wide": "{where} : l’intervalle dépasse ± 10 % pour {names} ; les petits écarts n’y veulent rien dire.",
+    "warning.no_interval": "{where} : pas d’intervalle pour {names} (une seule exécution, ou aucun) ; pas de classement.",
+    "warning.beyond": "{where} : {names} au-delà de 100 % du possible : le plafond mesuré est trop bas ; le remesurer avant de le citer.",
+    "warning.failed": "{name} : {status}. {reason}",
+    # captions and notes
+    "caption.headline": "Référence et configuration valable la plus rapide, par charge",
+    "caption.effects": "Débit comparé à la configuration de départ, par charge",
+    "caption.ladder": "Échelle",
+    "caption.unmeasured": "Configurations",
+    "caption.tails": "Centiles de latence",
+    "caption.ceiling": "Plancher physique et utilisation",
+    "caption.distribution": "Leviers avec perte : écart à la référence, par langue du texte",
+    "caption.identity": "Leviers sans perte : tokens et logits identiques",
+    "caption.costs": "Coût d’un million de tokens produits",
+    "caption.telemetry": "Mémoire, processeur, énergie",
+    "caption.kv": "Mémoire KV retenue et vivante",
+    "caption.attribution": "Points d’indice de coût attribués à chaque levier",
+    "note.intervals": (
+        "Sous chaque chiffre, son intervalle ({confidence}). ≈ : l’intervalle n’exclut pas l’absence d’écart. "
+        "Les gains sont des rapports de tokens produits/s à travail égal."
+    ),
+    "note.waterfall": (
+        "Référence = 100. La partie claire d’une barre est ce que la configuration retire à celle dont elle part ; "
+        "la moustache est l’intervalle de l’indice."
+    ),
+    "note.frontier": "Les numéros sont ceux de l’échelle. En haut à gauche, c’est mieux ; le tireté joint ce que rien ne bat sur les deux axes.",
+    "note.cdf": "Toutes les requêtes de toutes les exécutions mesurées. Une courbe plus à gauche est plus rapide.",
+    "note.kv": (
+        "Une exécution mesurée de chacune, à travail et budget mémoire égaux. "
+        "Ce qui est retenu sans être vivant est perdu pour les autres requêtes."
+    ),
+    "note.kv_missing": "L’usage du KV-cache n’a pas été mesuré dans cette exécution.",
+    "note.ceiling": (
+        "Le plancher est le moindre temps en lequel cette machine peut lire les octets et faire le calcul de tout le travail, "
+        "d’après ses propres plafonds mesurés. 100 % serait parfait."
+    ),
+    "note.ceiling_missing": "Non mesuré : aucun plafond de cette machine n’a été consigné.",
+    "note.quality": "Une configuration au-delà de son seuil n’a ni débit, ni indice, ni prix dans ce rapport.",
+    "note.quality_missing": "La qualité des sorties n’a pas été contrôlée dans cette exécution.",
+    "note.cdf_missing": "Aucun horodatage de requête n’a été consigné.",
+    "note.frontier_missing": "Non tracé : aucune latence de bout en bout n’a été consignée.",
+    "note.waterfall_missing": "Aucun indice de coût ne peut être donné.",
+    "note.price": "À {price} l’heure. Source du prix : {source}.",
+    "note.no_price_source": "non indiquée",
+    "note.no_price": "Aucun prix donné : le débit n’est pas converti en argent.",
+    "note.no_warnings": "Aucun.",
+    "note.telemetry": "Sur toutes les exécutions mesurées d’une configuration. « Non mesuré » là où la machine n’a pas de compteur.",
+    "note.reproduce": "La commande exacte qui a écrit ces mesures :",
+    "note.no_command": "La commande n’a pas été consignée.",
+    # columns
+    "column.workload": "Charge",
+    "column.configuration": "Configuration",
+    "column.lever": "Levier",
+    "column.reason": "Raison",
+    "column.baseline_rate": "Référence, tokens/s",
+    "column.fastest": "La plus rapide",
+    "column.rate": "Tokens produits/s",
+    "column.vs_previous": "× précédente",
+    "column.vs_baseline": "× référence",
+    "column.cost_index": "Indice de coût",
+    "column.change": "Variation",
+    "column.cost": "Coût / M tokens",
+    "column.against": "Part de",
+    "column.ttft_p50": "TTFT p50",
+    "column.tpot_p50": "TPOT p50",
+    "column.share": "Du possible",
+    "column.quality": "Qualité",
+    "column.floor": "Plancher",
+    "column.measured": "Mesuré",
+    "column.mbu": "MBU",
+    "column.mfu": "MFU",
+    "column.text": "Texte",
+    "column.threshold": "Seuil",
+    "column.check": "Contrôle",
+    "column.detail": "Détail",
+    "column.load": "Chargement",
+    "column.weights": "Poids",
+    "column.kv_budget": "Budget KV",
+    "column.peak_rss": "RSS maximale",
+    "column.cpu_cores": "Cœurs occupés",
+    "column.energy": "Énergie, J/token",
+    "column.gpu_memory": "Mémoire GPU",
+    "column.gpu_power": "Puissance GPU",
+    "column.kv_live": "Part vivante",
+    "column.kv_held": "Retenus au plus, tokens",
+    "column.kv_used": "Vivants au plus, tokens",
+    "column.kv_capacity": "Budget, tokens",
+    # words in cells
+    "effect.gain": "plus rapide",
+    "effect.loss": "plus lent",
+    "effect.undecided": "≈",
+    "effect.failed": "échec",
+    "effect.not_measured": "non mesuré",
+    "quality.passed": "✓ conforme",
+    "quality.failed": "✗ non conforme",
+    "quality.reference": "référence",
+    "quality.none": "non contrôlée",
+    "status.ok": "mesurée",
+    "status.failed": "échec",
+    "status.failed_quality": "seuil de qualité enfreint",
+    "status.not_supported": "impossible ici",
+    "status.not_run": "non exécutée",
+    "check.token_identity": "Tokens identiques",
+    "check.logits_vs_transformers": "Logits face à transformers",
+    "measure.perplexity_ratio": "Rapport de perplexité",
+    "measure.kl_nats": "KL, nats",
+    "measure.top1_agreement": "Accord top-1",
+    "measure.max_abs_logit_error": "plus grand écart de logit",
+    "measure.identical_tokens": "tokens identiques",
+    "measure.identical_requests": "requêtes identiques",
+    "text.all": "tous",
+    "text.en": "anglais",
+    "text.fr": "français",
+    "method.ladder": "Dans l’ordre de l’échelle",
+    "method.one_at_a_time": "Seul",
+    "method.leave_one_out": "Retiré",
+    "method.shapley": "Shapley",
+    # levers
+    "lever.quantization": "poids quantifiés",
+    "lever.kv_quantization": "KV-cache quantifié",
+    "lever.compiled_step": "pas compilé",
+    "lever.cuda_graphs": "graphes CUDA",
+    "lever.in_flight_batching": "in-flight batching",
+    "lever.paged_kv": "KV-cache paginé",
+    "lever.prefix_caching": "cache de préfixes",
+    "lever.chunked_prefill": "prefill par morceaux",
+    "lever.speculative": "décodage spéculatif",
+    "lever.tensor_parallel": "parallélisme de tenseurs",
+    # figures
+    "figure.waterfall.title": "Indice de coût par configuration, {case}",
+    "figure.waterfall.alt": "Une barre par configuration, référence 100 ; les mêmes chiffres sont dans l’échelle.",
+    "figure.frontier.title": "Tokens produits par seconde et latence médiane de bout en bout, {family}",
+    "figure.frontier.alt": "Un point par configuration et nombre de requêtes, numéroté comme dans l’échelle.",
+    "figure.cdf.title": "Part cumulée des requêtes selon la latence, {case}",
+    "figure.cdf.alt": "Référence et configuration la plus rapide en couleur, les autres en gris ; les centiles sont dans un tableau.",
+    "figure.kv.title": "Tokens de KV-cache retenus et vivants pendant une exécution, contigu et paginé",
+    "figure.kv.alt": "Aire des tokens retenus et, dedans, aire des tokens vivants ; les parts sont dans le tableau.",
+    "figure.ceiling.title": "Part de ce que peut la machine, {case}",
+    "figure.ceiling.alt": "Une barre par configuration ; les mêmes chiffres sont dans le tableau.",
+    "axis.e2e_p50": "latence médiane de bout en bout, s",
+    "axis.tokens_per_s": "tokens produits/s",
+    "axis.e2e": "latence de bout en bout, s",
+    "axis.ttft": "temps jusqu’au premier token, s",
+    "axis.share_of_requests": "part des requêtes",
+    "axis.run_time": "temps dans l’exécution, s",
+    "axis.kv_tokens": "KV-cache, tokens",
+    "legend.others": "autres configurations",
+    "legend.kv_live": "vivants",
+    "legend.kv_held": "retenus",
+    "legend.kv_budget": "budget",
+    # method
+    "method.equal_work": (
+        "Travail égal : chaque configuration sert les mêmes requêtes et produit le même nombre de tokens, dans un processus neuf, "
+        "dans un ordre tiré au sort et entrelacé, après des tours de chauffe non comptés."
+    ),
+    "method.gate": (
+        "Seuil de qualité : un levier sans perte doit donner les mêmes tokens que le moteur, leviers éteints ; un levier avec perte "
+        "doit rester sous un seuil de perplexité, de KL et d’accord top-1. Ce qui échoue n’a pas de débit."
+    ),
+    "method.bootstrap": "Intervalles : bootstrap par exécution, car les requêtes d’une même exécution ne sont pas indépendantes.",
+    "method.ranking": (
+        "Classement : deux configurations ne sont classées que si l’intervalle de leur rapport exclut 1 ou, sans rapport calculé, "
+        "si leurs intervalles ne se chevauchent pas."
+    ),
+    "method.unmeasured": "Ce qui n’a pas été mesuré est écrit « non mesuré », jamais 0.",
+    "define.ttft": "de l’arrivée de la requête à son premier token.",
+    "define.tpot": "(E2E − TTFT) / (tokens produits − 1).",
+    "define.itl": "chaque intervalle entre deux tokens.",
+    "define.e2e": "de l’arrivée de la requête à son dernier token.",
+    "define.mbu": "octets à lire rapportés au temps mesuré, en part de la bande passante mémoire mesurée.",
+    "define.mfu": "calcul du modèle rapporté au temps mesuré, en part du débit GEMM mesuré.",
+    "define.index": "coût d’un million de tokens produits, référence = 100.",
+    "protocol.design": "Plan d’expérience",
+    "protocol.seed": "Graine de l’ordre",
+    "protocol.runs": "Exécutions mesurées",
+    "protocol.warmups": "Tours de chauffe, écartés",
+    "protocol.requests": "Requêtes des exécutions mesurées",
+    "protocol.request_failures": "Requêtes en échec",
+    "protocol.runs_each": "Exécutions derrière chaque chiffre",
+    "protocol.confidence": "Confiance des intervalles",
+    # environment
+    "env.model": "Modèle",
+    "env.revision": "Révision du modèle",
+    "env.fingerprint": "Empreinte du modèle",
+    "env.cpu": "Processeur",
+    "env.cores": "{n} cœurs",
+    "env.memory": "Mémoire",
+    "env.gpus": "GPU",
+    "env.no_gpu": "aucun",
+    "env.bandwidth": "Bande passante mémoire, mesurée",
+    "env.gemm": "Débit GEMM, mesuré, {dtype}",
+    "env.threads": "Threads des plafonds",
+    "env.kernels": "Noyaux",
+    "env.git": "Commit",
+    "env.dirty": "avec des modifications non enregistrées",
+    "env.os": "Système",
+    "env.versions": "Versions",
+    "env.started": "Début",
+    "env.host": "Hôte (haché)",
+}
+
+TEXTS: dict[str, str] = {key: _typeset(text) for key, text in _PLAIN.items()}
