@@ -1,0 +1,296 @@
+// Matrix products y[M, N] = x[M, K] . w[N, K]^T over packed weights, from one row to thousands.
+//
+// Weights lie in panels of 32 outputs, one after the other, so that a step reads each panel front to back once:
+//   float32, int8 (portable)   [K][32]
+//   bfloat16                   [K / 2][32][2]       the layout of the bfloat16 dot product
+//   int8 (VNNI)                [K / 4][32][4] as w + 128: the dot product wants one unsigned side, and the surplus
+//                              128 * sum(x) is taken off by starting every sum at -128 * sum(x)
+// A micro-kernel computes MR rows x 32 outputs in registers. The order of additions depends on K alone, so a row's
+// result is the same to the bit whatever rows are computed beside it.
+#pragma once
+#include <cstdlib>
+#include <vector>
+
+#include "vector.h"
+
+#if defined(__AVX512VNNI__)
+#define IO_VNNI 1
+#endif
+#if defined(__AVX512BF16__)
+#define IO_BF16_DOT 1
+#endif
+
+namespace io {
+
+enum Kind : int32_t { F32 = 0, BF16 = 1, INT8_DYNAMIC = 2, INT8_WEIGHT_ONLY = 3 };
+constexpr int PANEL = 32;
+
+struct Linear {
+    Kind kind = F32;
+    int n = 0, k = 0;              // as in the model
+    int panels = 0, k_padded = 0;  // as packed
+    int group = 0;                 // int8 dynamic: input channels that share an activation scale
+    void* packed = nullptr;        // 64-byte aligned
+    size_t bytes = 0;
+    std::vector<float> scale;  // int8: per output, padded to whole panels
+    std::vector<float> bias;   // padded, empty if none
+    ~Linear() { std::free(packed); }
+};
+
+static inline int largest_group(int k) {
+    for (int g : {192, 128, 96, 64, 32})
+        if (k % g == 0) return g;
+    return (k + 3) / 4 * 4;
+}
+
+static inline bool vnni(const Linear& w) {
+#if defined(IO_VNNI)
+    return w.kind == INT8_DYNAMIC;
+#else
+    (void)w;
+    return false;
+#endif
+}
+static inline bool pairs(const Linear& w) { return w.kind == BF16; }
+
+// Row r of the packed matrix is row order[r] of the source, or a row of zeros where order[r] < 0.
+static void pack(Linear& w, const void* source, const std::vector<int>& order) {
+    const size_t element = w.kind == F32 ? 4 : w.kind == BF16 ? 2 : 1;
+    w.panels = ((int)order.size() + PANEL - 1) / PANEL;
+    const int step = vnni(w) ? 4 : pairs(w) ? 2 : 1;
+    w.group = w.kind == INT8_DYNAMIC ? largest_group(w.k) : w.k;
+    w.k_padded = w.kind == INT8_DYNAMIC ? (w.k + w.group - 1) / w.group * w.group : (w.k + step - 1) / step * step;
+    w.bytes = (size_t)w.panels * PANEL * w.k_padded * element;
+    w.packed = std::aligned_alloc(64, (w.bytes + 63) / 64 * 64);
+    for (int p = 0; p < w.panels; ++p)
+        for (int j = 0; j < PANEL; ++j) {
+            const size_t r = (size_t)p * PANEL + j;
+            const int row = r < order.size() ? order[r] : -1;
+            for (int k = 0; k < w.k_padded; ++k) {
+                const size_t at = ((size_t)p * w.k_padded + k / step * step) * PANEL + (size_t)j * step + k % step;
+                const bool real = row >= 0 && k < w.k;
+                const size_t from = (size_t)row * w.k + k;
+                if (w.kind == F32) ((float*)w.packed)[at] = real ? ((const float*)source)[from] : 0.0f;
+                else if (w.kind == BF16) ((uint16_t*)w.packed)[at] = real ? ((const uint16_t*)source)[from] : 0;
+                else {
+                    const int q = real ? ((const int8_t*)source)[from] : 0;
+                    if (vnni(w)) ((uint8_t*)w.packed)[at] = (uint8_t)(q + 128);
+                    else ((int8_t*)w.packed)[at] = (int8_t)q;
+                }
+            }
+        }
+}
+
+// The inputs of a product in the form that its kernel reads; one for the widest layer, reused.
+struct Rows {
+    const float* x = nullptr;       // float32 [rows, k]; where nothing else is needed, the inputs themselves
+    std::vector<float> own;         // int8 dynamic without VNNI: the quantised integers, as floats
+    std::vector<uint16_t> half;     // bfloat16 [rows, k_padded]
+    std::vector<int8_t> q;          // int8 [rows, k_padded]
+    std::vector<float> scale;       // float32 [rows, groups]
+    std::vector<int32_t> start;     // -128 * sum(q) of the group
+
+    void reserve(size_t rows, int k_padded, int groups) {
+        const size_t n = rows * (size_t)k_padded;
+        if (own.size() < n) own.resize(n), half.resize(n), q.resize(n);
+        if (scale.size() < rows * groups) scale.resize(rows * groups), start.resize(rows * groups);
+    }
+};
+
+// Converts row r of x (k values) into what `w` multiplies. Different rows may be prepared by different threads.
+static void prepare_row(Rows& rows, const Linear& w, const float* x, size_t r) {
+    const int kp = w.k_padded;
+    if (w.kind == BF16) {
+        uint16_t* out = rows.half.data() + r * kp;
+#if defined(IO_BF16_DOT)
+        int k = 0;
+        for (; k + 16 <= w.k; k += 16) {
+            const __m256bh h = _mm512_cvtneps_pbh(_mm512_loadu_ps(x + k));
+            std::memcpy(out + k, &h, 32);
+        }
+        for (; k < w.k; ++k) out[k] = float_to_bf16(x[k]);
+#else
+        for (int k = 0; k < w.k; ++k) out[k] = float_to_bf16(x[k]);
+#endif
+        for (int k = w.k; k < kp; ++k) out[k] = 0;
+        return;
+    }
+    if (w.kind != INT8_DYNAMIC) return;
+    const int groups = kp / w.group;
+    for (int g = 0; g < groups; ++g) {
+        const int first = g * w.group, last = first + w.group < w.k ? first + w.group : w.k;
+        v16f m = {};
+        int k = first;
+        for (; k + 16 <= last; k += 16) m = vmax(m, vabs(load<v16f>(x + k)));
+        float top = reduce_max(m);
+        for (; k < last; ++k) top = std::fabs(x[k]) > top ? std::fabs(x[k]) : top;
+        const float scale = top / 127.0f, divisor = scale == 0 ? 1.0f : scale;
+        int8_t* out = rows.q.data() + r * kp;
+        int32_t sum = 0;
+        v16i sums = {};
+        for (k = first; k + 16 <= last; k += 16) {
+            const v16i q = __builtin_convertvector(vround(load<v16f>(x + k) / divisor), v16i);
+            sums += q;
+            store(out + k, __builtin_convertvector(q, v16b));
+        }
+        for (int i = 0; i < 16; ++i) sum += sums[i];
+        for (; k < last; ++k) {
+            out[k] = (int8_t)std::nearbyintf(x[k] / divisor);
+            sum += out[k];
+        }
+        for (k = last; k < first + w.group; ++k) out[k] = 0;
+        rows.scale[r * groups + g] = scale;
+        rows.start[r * groups + g] = -128 * sum;
+#if !defined(IO_VNNI)
+        for (k = first; k < first + w.group; ++k) rows.own[r * kp + k] = (float)out[k];
+#endif
+    }
+}
+
+template <int MR>
+static inline void kernel(v16f (&acc)[MR][2], const Rows& in, const Linear& w, size_t row, int panel) {
+    const int kp = w.k_padded;
+    for (int i = 0; i < MR; ++i) acc[i][0] = acc[i][1] = v16f{};
+#if defined(IO_VNNI)
+    if (w.kind == INT8_DYNAMIC) {
+        const int groups = kp / w.group;
+        const uint8_t* p = (const uint8_t*)w.packed + (size_t)panel * kp * PANEL;
+        const int8_t* a = in.q.data() + row * kp;
+        for (int g = 0; g < groups; ++g) {
+            __m512i sum[MR][2];
+            for (int i = 0; i < MR; ++i)
+                sum[i][0] = sum[i][1] = _mm512_set1_epi32(in.start[(row + i) * groups + g]);
+            for (int k = 0; k < w.group; k += 4, p += 4 * PANEL, a += 4) {
+                const __m512i w0 = _mm512_load_si512(p), w1 = _mm512_load_si512(p + 64);
+                if (MR <= 2) _mm_prefetch((const char*)p + 2048, _MM_HINT_T0), _mm_prefetch((const char*)p + 2112, _MM_HINT_T0);
+                for (int i = 0; i < MR; ++i) {
+                    int32_t four;
+                    std::memcpy(&four, a + (size_t)i * kp, 4);
+                    const __m512i x = _mm512_set1_epi32(four);
+                    sum[i][0] = _mm512_dpbusd_epi32(sum[i][0], w0, x);
+                    sum[i][1] = _mm512_dpbusd_epi32(sum[i][1], w1, x);
+                }
+            }
+            for (int i = 0; i < MR; ++i) {
+                const float s = in.scale[(row + i) * groups + g];
+                acc[i][0] += (v16f)_mm512_cvtepi32_ps(sum[i][0]) * s;
+                acc[i][1] += (v16f)_mm512_cvtepi32_ps(sum[i][1]) * s;
+            }
+        }
+        return;
+    }
+#else
+    if (w.kind == INT8_DYNAMIC) {  // products and sums of a group are integers below 2^24: exact in float32
+        const int groups = kp / w.group;
+        const int8_t* p = (const int8_t*)w.packed + (size_t)panel * kp * PANEL;
+        const float* a = in.own.data() + row * kp;
+        for (int g = 0; g < groups; ++g) {
+            v16f sum[MR][2] = {};
+            for (int k = 0; k < w.group; ++k, p += PANEL, ++a) {
+                const v16f w0 = widen(p), w1 = widen(p + 16);
+                for (int i = 0; i < MR; ++i) {
+                    const float x = a[(size_t)i * kp];
+                    sum[i][0] += w0 * x;
+                    sum[i][1] += w1 * x;
+                }
+            }
+            for (int i = 0; i < MR; ++i) {
+                const float s = in.scale[(row + i) * groups + g];
+                acc[i][0] += sum[i][0] * s;
+                acc[i][1] += sum[i][1] * s;
+            }
+        }
+        return;
+    }
+#endif
+    if (w.kind == BF16) {
+        const uint16_t* p = (const uint16_t*)w.packed + (size_t)panel * kp * PANEL;
+        const uint16_t* a = in.half.data() + row * kp;
+        for (int k = 0; k < kp; k += 2, p += 2 * PANEL, a += 2) {
+#if defined(IO_BF16_DOT)
+            const __m512bh w0 = (__m512bh)_mm512_load_si512(p), w1 = (__m512bh)_mm512_load_si512(p + 32);
+            if (MR <= 2) _mm_prefetch((const char*)p + 2048, _MM_HINT_T0), _mm_prefetch((const char*)p + 2112, _MM_HINT_T0);
+            for (int i = 0; i < MR; ++i) {
+                int32_t two;
+                std::memcpy(&two, a + (size_t)i * kp, 4);
+                const __m512bh x = (__m512bh)_mm512_set1_epi32(two);
+                acc[i][0] = (v16f)_mm512_dpbf16_ps((__m512)acc[i][0], w0, x);
+                acc[i][1] = (v16f)_mm512_dpbf16_ps((__m512)acc[i][1], w1, x);
+            }
+#else
+            const v16u both0 = load<v16u>(p), both1 = load<v16u>(p + 32);
+            const v16f even0 = (v16f)(both0 << 16), even1 = (v16f)(both1 << 16);
+            const v16f odd0 = (v16f)(both0 & 0xffff0000u), odd1 = (v16f)(both1 & 0xffff0000u);
+            for (int i = 0; i < MR; ++i) {
+                const float x0 = bf16_to_float(a[(size_t)i * kp]), x1 = bf16_to_float(a[(size_t)i * kp + 1]);
+                acc[i][0] += even0 * x0;
+                acc[i][1] += even1 * x0;
+                acc[i][0] += odd0 * x1;
+                acc[i][1] += odd1 * x1;
+            }
+#endif
+        }
+        return;
+    }
+    const float* a = in.x + row * w.k;
+    if (w.kind == F32) {
+        const float* p = (const float*)w.packed + (size_t)panel * kp * PANEL;
+        for (int k = 0; k < kp; ++k, p += PANEL, ++a) {
+            const v16f w0 = load<v16f>(p), w1 = load<v16f>(p + 16);
+            for (int i = 0; i < MR; ++i) {
+                const float x = a[(size_t)i * w.k];
+                acc[i][0] += w0 * x;
+                acc[i][1] += w1 * x;
+            }
+        }
+        return;
+    }
+    const int8_t* p = (const int8_t*)w.packed + (size_t)panel * kp * PANEL;
+    for (int k = 0; k < kp; ++k, p += PANEL, ++a) {
+        const v16f w0 = widen(p), w1 = widen(p + 16);
+        for (int i = 0; i < MR; ++i) {
+            const float x = a[(size_t)i * w.k];
+            acc[i][0] += w0 * x;
+            acc[i][1] += w1 * x;
+        }
+    }
+}
+
+template <int MR, class Out>
+static inline void tile(const Rows& in, const Linear& w, size_t row, int panel, const Out& out) {
+    v16f acc[MR][2];
+    kernel<MR>(acc, in, w, row, panel);
+    const int n = panel * PANEL;
+    if (!w.scale.empty()) {
+        const v16f s0 = load<v16f>(w.scale.data() + n), s1 = load<v16f>(w.scale.data() + n + 16);
+        for (int i = 0; i < MR; ++i) acc[i][0] *= s0, acc[i][1] *= s1;
+    }
+    if (!w.bias.empty()) {
+        const v16f b0 = load<v16f>(w.bias.data() + n), b1 = load<v16f>(w.bias.data() + n + 16);
+        for (int i = 0; i < MR; ++i) acc[i][0] += b0, acc[i][1] += b1;
+    }
+    for (int i = 0; i < MR; ++i) out(row + i, panel, acc[i][0], acc[i][1]);
+}
+
+// out(row, panel, first 16 outputs, last 16) for rows [row0, row1) and panels [panel0, panel1).
+template <class Out>
+static void gemm(const Rows& in, const Linear& w, size_t row0, size_t row1, int panel0, int panel1, const Out& out) {
+    constexpr size_t BLOCK = 192;  // rows whose inputs stay in the second-level cache while the weights pass
+    for (size_t block = row0; block < row1; block += BLOCK) {
+        const size_t end = block + BLOCK < row1 ? block + BLOCK : row1;
+        for (int panel = panel0; panel < panel1; ++panel) {
+            size_t r = block;
+            for (; r + 6 <= end; r += 6) tile<6>(in, w, r, panel, out);
+            switch (end - r) {
+                case 5: tile<5>(in, w, r, panel, out); break;
+                case 4: tile<4>(in, w, r, panel, out); break;
+                case 3: tile<3>(in, w, r, panel, out); break;
+                case 2: tile<2>(in, w, r, panel, out); break;
+                case 1: tile<1>(in, w, r, panel, out); break;
+                default: break;
+            }
+        }
+    }
+}
+
+}  // namespace io

@@ -1,0 +1,105 @@
+// Sixteen lanes at a time, by the compiler's own vector types: AVX-512, AVX2, NEON or plain SSE from one source.
+// Instructions that no vector type expresses (VNNI and bfloat16 dot products) stand in gemm.h under their feature macro.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace io {
+
+typedef float v16f __attribute__((vector_size(64)));
+typedef int32_t v16i __attribute__((vector_size(64)));
+typedef uint32_t v16u __attribute__((vector_size(64)));
+typedef uint16_t v16h __attribute__((vector_size(32)));
+typedef int8_t v16b __attribute__((vector_size(16)));
+
+static inline v16f splat(float x) { return v16f{} + x; }
+static inline v16i splat(int32_t x) { return v16i{} + x; }
+
+template <class V, class T>
+static inline V load(const T* p) {
+    V v;
+    std::memcpy(&v, p, sizeof(V));
+    return v;
+}
+template <class V, class T>
+static inline void store(T* p, V v) { std::memcpy(p, &v, sizeof(V)); }
+
+static inline v16f select(v16i mask, v16f a, v16f b) { return (v16f)((mask & (v16i)a) | (~mask & (v16i)b)); }
+static inline v16f vmax(v16f a, v16f b) { return select(a > b, a, b); }
+static inline v16f vabs(v16f a) { return (v16f)((v16i)a & 0x7fffffff); }
+
+// Nearest integer, ties to even, for |x| < 2^22: what torch.round does.
+static inline v16f vround(v16f x) {
+    const v16f magic = splat(12582912.0f);
+    return (x + magic) - magic;
+}
+
+// Fixed trees, so that a sum does not depend on the instruction set.
+static inline float reduce_add(v16f v) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)v);
+#else
+    float a[16];
+    store(a, v);
+    for (int n = 8; n; n /= 2)
+        for (int i = 0; i < n; ++i) a[i] += a[i + n];
+    return a[0];
+#endif
+}
+static inline float reduce_max(v16f v) {
+    float a[16], m;
+    store(a, v);
+    m = a[0];
+    for (int i = 1; i < 16; ++i) m = a[i] > m ? a[i] : m;
+    return m;
+}
+
+// e^x to about 2 ulp. Source: Cephes expf (range reduction by ln 2, degree-5 polynomial).
+static inline v16f vexp(v16f x) {
+    x = select(x > splat(88.0f), splat(88.0f), x);
+    const v16i tiny = x < splat(-87.0f);
+    x = select(tiny, splat(-87.0f), x);
+    const v16f n = vround(x * 1.44269504088896341f);
+    x = x - n * 0.693359375f;
+    x = x - n * -2.12194440e-4f;
+    v16f y = splat(1.9875691500e-4f);
+    y = y * x + 1.3981999507e-3f;
+    y = y * x + 8.3334519073e-3f;
+    y = y * x + 4.1665795894e-2f;
+    y = y * x + 1.6666665459e-1f;
+    y = y * x + 5.0000001201e-1f;
+    y = y * x * x + x + 1.0f;
+    const v16i e = (__builtin_convertvector(n, v16i) + 127) << 23;
+    return select(tiny, v16f{}, y * (v16f)e);
+}
+static inline v16f silu(v16f x) { return x / (1.0f + vexp(-x)); }
+
+static inline float bf16_to_float(uint16_t h) {
+    uint32_t u = (uint32_t)h << 16;
+    float f;
+    std::memcpy(&f, &u, 4);
+    return f;
+}
+static inline uint16_t float_to_bf16(float f) {  // nearest, ties to even; NaN stays NaN
+    uint32_t u;
+    std::memcpy(&u, &f, 4);
+    if ((u & 0x7fffffff) > 0x7f800000) return (uint16_t)((u >> 16) | 64);
+    return (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+}
+
+// Sixteen elements of any stored type as floats.
+static inline v16f widen(const float* p) { return load<v16f>(p); }
+static inline v16f widen(const uint16_t* p) { return (v16f)(__builtin_convertvector(load<v16h>(p), v16u) << 16); }
+static inline v16f widen(const int8_t* p) {
+#if defined(__AVX512F__)
+    return (v16f)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+#else
+    return __builtin_convertvector(load<v16b>(p), v16f);
+#endif
+}
+
+}  // namespace io
