@@ -111,10 +111,10 @@ def test_seeded_sampling_is_the_same_under_every_lever(model: Path, levers: dict
     assert outputs(build(model, **levers), **fields) == outputs(build(model, **OFF), **fields)
 
 
-def test_preemption_changes_nothing(model: Path, expected: list[list[int]]):
+def test_preemption_changes_nothing(model: Path):
     one_token = 2 * 2 * 2 * 16 * 4  # K and V, layers, KV heads, head size, float32
     llm = build(model, **ALL_ON, kv_budget_bytes=one_token * 100)
-    assert outputs(llm) == expected
+    assert outputs(llm, max_tokens=36) == outputs(build(model, **OFF), max_tokens=36)
     assert llm.core.counters()["preemptions"] > 0, "this budget was meant to be too small for four sequences"
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+from functools import cache
+
 import torch
 
 from inferoptim.config import EngineConfig
 from inferoptim.engine.runner import DecoderLike
 from inferoptim.errors import ConfigError, UnsupportedError
+from inferoptim.models.decoder import Decoder
 from inferoptim.models.hub import ModelFiles, resolve_model
 from inferoptim.models.load import load_decoder, read_spec
 
+_log = logging.getLogger(__name__)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -88,17 +93,21 @@ def load_draft(
     return _compile(decoder, config)
 
 
-def _compile(decoder: DecoderLike, config: EngineConfig) -> DecoderLike:
+def _compile(decoder: Decoder, config: EngineConfig) -> DecoderLike:
     if decoder.device.type != "cpu" or not config.compiled_step or config.kernels == "torch":
         return decoder
     from inferoptim.kernels import cpu
+    from inferoptim.models.fused import FusedDecoder, unsupported
 
-    if not cpu.available():
-        if config.kernels == "native":
-            raise UnsupportedError(
-                f"kernels=native: {cpu.why_not()}; use kernels=auto to run on torch operators"
-            )
-        return decoder
-    from inferoptim.models.fused import FusedDecoder
+    why_not = unsupported(decoder) or cpu.why_not()
+    if why_not is None:
+        return FusedDecoder(decoder, config.num_threads)
+    if config.kernels == "native":
+        raise UnsupportedError(f"kernels=native: {why_not}; use kernels=auto to run on torch operators")
+    _announce_fallback(why_not)
+    return decoder
 
-    return FusedDecoder.from_decoder(decoder, num_threads=config.num_threads)
+
+@cache
+def _announce_fallback(why_not: str) -> None:
+    _log.warning("the native CPU step is off (%s); torch operators take over, several times slower", why_not)

@@ -116,7 +116,8 @@ class DraftModelProposer:
             row = _DraftRow(sequence.slot)
             self._rows[request_id] = row
         shared = _common_prefix(row.tokens, sequence.token_ids, start=row.verified)
-        row.computed = min(row.computed, shared)
+        # at least the last token is computed (again), also for a sequence that gained nothing since the last proposal
+        row.computed = min(row.computed, shared, len(sequence.token_ids) - 1)
         row.verified = len(sequence.token_ids)
         row.tokens = list(sequence.token_ids)
         row.stale = True

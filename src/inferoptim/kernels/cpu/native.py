@@ -1,0 +1,130 @@
+"""The native step from Python: the C structures of step.cpp, and one object that owns a packed model.
+
+Every tensor handed over is contiguous and on the CPU; the structures carry addresses only, so whoever calls keeps
+the tensors alive for the length of the call (for `embedding`: as long as the model lives).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, Structure, byref, c_float, c_int32, c_int64, c_void_p
+from typing import Any
+
+import torch
+
+from inferoptim.quant.formats import DenseWeight, Int8Weight, Linear
+
+_KINDS = {torch.float32: 0, torch.bfloat16: 1}
+_INT8_DYNAMIC, _INT8_WEIGHT_ONLY = 2, 3
+KV_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+
+
+class LinearSource(Structure):
+    _fields_ = [("kind", c_int32), ("n", c_int32), ("k", c_int32)] + [
+        (name, c_void_p) for name in ("weight", "scale", "bias")
+    ]
+
+
+class LayerSource(Structure):
+    _fields_ = (
+        [(name, LinearSource) for name in ("qkv", "o", "gate_up", "down")]
+        + [(name, c_void_p) for name in ("input_norm", "post_norm", "q_norm", "k_norm")]
+        + [("window", c_int32)]
+    )
+
+
+class ModelSource(Structure):
+    _fields_ = [
+        (name, c_int32)
+        for name in ("hidden", "intermediate", "layers", "heads", "kv_heads", "head_dim", "vocab", "threads")
+    ] + [("eps", c_float), ("embedding_type", c_int32), ("embedding", c_void_p), ("final_norm", c_void_p)]
+
+
+class Step(Structure):
+    _fields_ = [
+        (name, c_int32)
+        for name in (
+            "tokens",
+            "sequences",
+            "rows",
+            "table_width",
+            "block_size",
+            "kv_type",
+            "longest",
+            "greedy",
+        )
+    ] + [
+        (name, c_void_p)
+        for name in (
+            *("token_ids", "slots", "query_start", "context", "tables", "logit_rows", "cos", "sin"),
+            *("k", "v", "k_scale", "v_scale", "logits", "chosen"),
+        )
+    ]
+
+
+def declare(library: ctypes.CDLL) -> ctypes.CDLL:
+    """Give the library's functions their types."""
+    library.io_create.argtypes, library.io_create.restype = [POINTER(ModelSource)], c_void_p
+    library.io_add_layer.argtypes, library.io_add_layer.restype = [c_void_p, POINTER(LayerSource)], c_int64
+    library.io_set_head.argtypes, library.io_set_head.restype = [c_void_p, POINTER(LinearSource)], c_int64
+    library.io_run.argtypes, library.io_run.restype = [c_void_p, POINTER(Step)], None
+    library.io_destroy.argtypes, library.io_destroy.restype = [c_void_p], None
+    library.io_isa.restype = ctypes.c_char_p
+    return library
+
+
+class Keep:
+    """Tensors that a C call reads: kept alive here while it runs."""
+
+    def __init__(self) -> None:
+        self._tensors: list[torch.Tensor] = []
+
+    def address(self, tensor: torch.Tensor | None, dtype: torch.dtype | None = None) -> int | None:
+        """Address of the tensor, made contiguous and of `dtype`; None (a null pointer) for None."""
+        if tensor is None:
+            return None
+        tensor = tensor.to(dtype=dtype or tensor.dtype).contiguous()
+        self._tensors.append(tensor)
+        return tensor.data_ptr()
+
+    def linear(self, weight: Linear) -> LinearSource:
+        """A layer's weight as the native side takes it: the type decides the kernel."""
+        n, k = weight.shape
+        bias = self.address(weight.bias, torch.float32)
+        if isinstance(weight, Int8Weight):
+            kind = _INT8_DYNAMIC if weight.dynamic_activations else _INT8_WEIGHT_ONLY
+            return LinearSource(
+                kind, n, k, self.address(weight.q), self.address(weight.scale, torch.float32), bias
+            )
+        assert isinstance(weight, DenseWeight)
+        return LinearSource(_KINDS[weight.weight.dtype], n, k, self.address(weight.weight), None, bias)
+
+
+class NativeModel:
+    """A model packed for the native kernels. Not thread-safe: one step at a time.
+
+    Args:
+        library: from `build.load`, declared.
+        source: shapes, and addresses of the embedding (must outlive this object) and the final norm (copied).
+    """
+
+    def __init__(self, library: Any, source: ModelSource) -> None:
+        self._library = library
+        self._handle = library.io_create(byref(source))
+        self.weight_bytes = 0
+
+    def add_layer(self, layer: LayerSource) -> None:
+        """Pack the next layer; its sources are not needed afterwards."""
+        self.weight_bytes += self._library.io_add_layer(self._handle, byref(layer))
+
+    def set_head(self, head: LinearSource) -> None:
+        """Pack the output head."""
+        self.weight_bytes += self._library.io_set_head(self._handle, byref(head))
+
+    def run(self, step: Step) -> None:
+        """Compute one step; releases the interpreter lock for its length."""
+        self._library.io_run(self._handle, byref(step))
+
+    def __del__(self) -> None:
+        if handle := getattr(self, "_handle", None):
+            self._library.io_destroy(handle)

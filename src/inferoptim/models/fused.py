@@ -1,0 +1,144 @@
+"""The decoder whose step is one native call: same contract as `Decoder`, weights packed for the CPU kernels.
+
+Legend: T tokens of the step · R rows whose logits are wanted · V vocabulary · D head size.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+
+from inferoptim.errors import UnsupportedError
+from inferoptim.hardware.cpu import usable_cores
+from inferoptim.kernels import cpu
+from inferoptim.kernels.cpu.native import KV_TYPES, Keep, LayerSource, ModelSource, NativeModel, Step
+from inferoptim.models.batch import Batch, KVCache
+from inferoptim.models.decoder import Decoder
+from inferoptim.models.rotary import cos_sin
+
+
+class FusedDecoder:
+    """Runs a step in native code. Holds its own copy of the weights; the KV-cache belongs to the caller."""
+
+    def __init__(self, decoder: Decoder, num_threads: int | None = None) -> None:
+        """Pack a decoder's weights, which are not needed afterwards.
+
+        Args:
+            decoder: on the CPU, float32 or bfloat16, dense or int8.
+            num_threads: default: the cores that this process may use.
+
+        Raises:
+            UnsupportedError: see `unsupported`; or the kernels are not available here.
+        """
+        if (reason := unsupported(decoder)) is not None:
+            raise UnsupportedError(f"native CPU kernels: {reason}; use kernels=torch")
+        spec, weights = decoder.spec, decoder.weights
+        self.spec = spec
+        self.device = decoder.device
+        self.dtype = decoder.dtype
+        self._embedding = weights.embedding.contiguous()
+        self._inv_freq = weights.inv_freq
+        keep = Keep()
+        source = ModelSource(
+            hidden=spec.hidden_size,
+            intermediate=spec.intermediate_size,
+            layers=spec.num_layers,
+            heads=spec.num_heads,
+            kv_heads=spec.num_kv_heads,
+            head_dim=spec.head_dim,
+            vocab=spec.vocab_size,
+            threads=num_threads or usable_cores(),
+            eps=spec.rms_norm_eps,
+            embedding_type=0 if self._embedding.dtype == torch.float32 else 1,
+            embedding=self._embedding.data_ptr(),
+            final_norm=keep.address(weights.final_norm, torch.float32),
+        )
+        self._model = NativeModel(cpu.library(), source)
+        for layer in weights.layers:
+            keep = Keep()
+            self._model.add_layer(
+                LayerSource(
+                    qkv=keep.linear(layer.qkv),
+                    o=keep.linear(layer.o),
+                    gate_up=keep.linear(layer.gate_up),
+                    down=keep.linear(layer.down),
+                    input_norm=keep.address(layer.input_norm, torch.float32),
+                    post_norm=keep.address(layer.post_norm, torch.float32),
+                    q_norm=keep.address(layer.q_norm, torch.float32),
+                    k_norm=keep.address(layer.k_norm, torch.float32),
+                    window=layer.window or 0,
+                )
+            )
+        keep = Keep()
+        self._model.set_head(keep.linear(weights.head))
+        self.weight_bytes = self._model.weight_bytes + self._embedding.nbytes
+
+    def forward(self, batch: Batch, kv: KVCache) -> torch.Tensor:
+        """Compute a step: writes the KV of its tokens, returns float32 logits [R, V] of the wanted rows."""
+        logits_RV = torch.empty(batch.logit_rows_R.shape[0], self.spec.vocab_size)
+        self._run(batch, kv, logits=logits_RV.data_ptr())
+        return logits_RV
+
+    def forward_greedy(self, batch: Batch, kv: KVCache) -> torch.Tensor:
+        """The same step; returns the likeliest token of each wanted row, int64 [R], the lowest id among equals.
+
+        The logits are never written to memory.
+        """
+        chosen_R = torch.empty(batch.logit_rows_R.shape[0], dtype=torch.int64)
+        self._run(batch, kv, chosen=chosen_R.data_ptr())
+        return chosen_R
+
+    def _run(self, batch: Batch, kv: KVCache, logits: int = 0, chosen: int = 0) -> None:
+        first = kv.layers[0]
+        pointers = _pointers(kv)
+        cos, sin = cos_sin(batch.positions_T, self._inv_freq)
+        self._model.run(
+            Step(
+                tokens=batch.token_ids_T.shape[0],
+                sequences=batch.context_lens_S.shape[0],
+                rows=batch.logit_rows_R.shape[0],
+                table_width=batch.block_tables_SM.shape[1],
+                block_size=kv.block_size,
+                kv_type=KV_TYPES[first.k.dtype],
+                longest=batch.max_context_len,
+                greedy=int(chosen != 0),
+                token_ids=batch.token_ids_T.data_ptr(),
+                slots=batch.slot_mapping_T.data_ptr(),
+                query_start=batch.query_start.data_ptr(),
+                context=batch.context_lens_S.data_ptr(),
+                tables=batch.block_tables_SM.data_ptr(),
+                logit_rows=batch.logit_rows_R.data_ptr(),
+                cos=cos.data_ptr(),
+                sin=sin.data_ptr(),
+                k=ctypes.addressof(pointers[0]),
+                v=ctypes.addressof(pointers[1]),
+                k_scale=None if first.k_scale is None else ctypes.addressof(pointers[2]),
+                v_scale=None if first.v_scale is None else ctypes.addressof(pointers[3]),
+                logits=logits,
+                chosen=chosen,
+            )
+        )
+
+
+def unsupported(decoder: Decoder) -> str | None:
+    """Why the native step cannot take this model, in a few words; None when it can."""
+    if decoder.device.type != "cpu":
+        return f"the model is on {decoder.device.type}"
+    if decoder.dtype not in (torch.float32, torch.bfloat16):
+        return f"{decoder.dtype} is not float32 or bfloat16"
+    if decoder.spec.head_dim % 16:
+        return f"head size {decoder.spec.head_dim} is not a multiple of 16"
+    return None
+
+
+def _pointers(kv: KVCache) -> tuple[ctypes.Array[ctypes.c_void_p], ...]:
+    def array(tensors: list[torch.Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:
+        return (ctypes.c_void_p * len(tensors))(*(None if t is None else t.data_ptr() for t in tensors))
+
+    return (
+        array([layer.k for layer in kv.layers]),
+        array([layer.v for layer in kv.layers]),
+        array([layer.k_scale for layer in kv.layers]),
+        array([layer.v_scale for layer in kv.layers]),
+    )
