@@ -97,10 +97,21 @@ struct Rows {
     }
 };
 
+// Intel's bfloat16 dot product runs at a quarter of the rate of its float32 multiply-add; AMD's at the full rate.
+static bool bf16_dot_pays() {
+#if defined(IO_BF16_DOT)
+    static const bool pays = __builtin_cpu_is("amd");
+    return pays;
+#else
+    return false;
+#endif
+}
+
 // Converts row r of x (k values) into what `w` multiplies. Different rows may be prepared by different threads.
 static void prepare_row(Rows& rows, const Linear& w, const float* x, size_t r) {
     const int kp = w.k_padded;
     if (w.kind == BF16) {
+        if (!bf16_dot_pays()) return;
         uint16_t* out = rows.half.data() + r * kp;
 #if defined(IO_BF16_DOT)
         int k = 0;
@@ -147,112 +158,154 @@ static void prepare_row(Rows& rows, const Linear& w, const float* x, size_t r) {
     }
 }
 
-template <int MR>
-static inline void kernel(v16f (&acc)[MR][2], const Rows& in, const Linear& w, size_t row, int panel) {
-    const int kp = w.k_padded;
-    for (int i = 0; i < MR; ++i) acc[i][0] = acc[i][1] = v16f{};
 #if defined(IO_VNNI)
-    if (w.kind == INT8_DYNAMIC) {
-        const int groups = kp / w.group;
-        const uint8_t* p = (const uint8_t*)w.packed + (size_t)panel * kp * PANEL;
-        const int8_t* a = in.q.data() + row * kp;
-        for (int g = 0; g < groups; ++g) {
-            __m512i sum[MR][2];
-            for (int i = 0; i < MR; ++i)
-                sum[i][0] = sum[i][1] = _mm512_set1_epi32(in.start[(row + i) * groups + g]);
-            for (int k = 0; k < w.group; k += 4, p += 4 * PANEL, a += 4) {
-                const __m512i w0 = _mm512_load_si512(p), w1 = _mm512_load_si512(p + 64);
-                if (MR <= 2) _mm_prefetch((const char*)p + 2048, _MM_HINT_T0), _mm_prefetch((const char*)p + 2112, _MM_HINT_T0);
-                for (int i = 0; i < MR; ++i) {
-                    int32_t four;
-                    std::memcpy(&four, a + (size_t)i * kp, 4);
-                    const __m512i x = _mm512_set1_epi32(four);
-                    sum[i][0] = _mm512_dpbusd_epi32(sum[i][0], w0, x);
-                    sum[i][1] = _mm512_dpbusd_epi32(sum[i][1], w1, x);
-                }
-            }
-            for (int i = 0; i < MR; ++i) {
-                const float s = in.scale[(row + i) * groups + g];
-                acc[i][0] += (v16f)_mm512_cvtepi32_ps(sum[i][0]) * s;
-                acc[i][1] += (v16f)_mm512_cvtepi32_ps(sum[i][1]) * s;
-            }
-        }
-        return;
-    }
-#else
-    if (w.kind == INT8_DYNAMIC) {  // products and sums of a group are integers below 2^24: exact in float32
-        const int groups = kp / w.group;
-        const int8_t* p = (const int8_t*)w.packed + (size_t)panel * kp * PANEL;
-        const float* a = in.own.data() + row * kp;
-        for (int g = 0; g < groups; ++g) {
-            v16f sum[MR][2] = {};
-            for (int k = 0; k < w.group; ++k, p += PANEL, ++a) {
-                const v16f w0 = widen(p), w1 = widen(p + 16);
-                for (int i = 0; i < MR; ++i) {
-                    const float x = a[(size_t)i * kp];
-                    sum[i][0] += w0 * x;
-                    sum[i][1] += w1 * x;
-                }
-            }
-            for (int i = 0; i < MR; ++i) {
-                const float s = in.scale[(row + i) * groups + g];
-                acc[i][0] += sum[i][0] * s;
-                acc[i][1] += sum[i][1] * s;
-            }
-        }
-        return;
-    }
+// As an instruction, because GCC copies every accumulator around the intrinsic.
+static inline void dot4(__m512i& sum, __m512i w, __m512i x) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
+}
 #endif
-    if (w.kind == BF16) {
-        const uint16_t* p = (const uint16_t*)w.packed + (size_t)panel * kp * PANEL;
-        const uint16_t* a = in.half.data() + row * kp;
-        for (int k = 0; k < kp; k += 2, p += 2 * PANEL, a += 2) {
-#if defined(IO_BF16_DOT)
-            const __m512bh w0 = (__m512bh)_mm512_load_si512(p), w1 = (__m512bh)_mm512_load_si512(p + 32);
-            if (MR <= 2) _mm_prefetch((const char*)p + 2048, _MM_HINT_T0), _mm_prefetch((const char*)p + 2112, _MM_HINT_T0);
-            for (int i = 0; i < MR; ++i) {
-                int32_t two;
-                std::memcpy(&two, a + (size_t)i * kp, 4);
-                const __m512bh x = (__m512bh)_mm512_set1_epi32(two);
-                acc[i][0] = (v16f)_mm512_dpbf16_ps((__m512)acc[i][0], w0, x);
-                acc[i][1] = (v16f)_mm512_dpbf16_ps((__m512)acc[i][1], w1, x);
+
+// One function for each way to multiply, so that the compiler keeps every sum in a register.
+#define IO_EACH_ROW _Pragma("GCC unroll 8") for (int i = 0; i < MR; ++i)
+
+#if defined(IO_VNNI)
+template <int MR>
+static __attribute__((noinline)) void kernel_int8(v16f (&acc)[MR][2], const Rows& in, const Linear& w, size_t row, int panel) {
+    const int kp = w.k_padded, group = w.group, groups = kp / group;
+    const uint8_t* p = (const uint8_t*)w.packed + (size_t)panel * kp * PANEL;
+    const int8_t* a = in.q.data() + row * kp;
+    v16f total[MR][2];
+    IO_EACH_ROW total[i][0] = total[i][1] = v16f{};
+    for (int g = 0; g < groups; ++g) {
+        __m512i sum[MR][2];
+        IO_EACH_ROW sum[i][0] = sum[i][1] = _mm512_set1_epi32(in.start[(row + i) * groups + g]);
+        for (int k = 0; k < group; k += 4, p += 4 * PANEL, a += 4) {
+            const __m512i w0 = _mm512_load_si512(p), w1 = _mm512_load_si512(p + 64);
+            if (MR <= 4) _mm_prefetch((const char*)p + 2048, _MM_HINT_T0), _mm_prefetch((const char*)p + 2112, _MM_HINT_T0);
+            IO_EACH_ROW {
+                int32_t four;
+                std::memcpy(&four, a + (size_t)i * kp, 4);
+                const __m512i x = _mm512_set1_epi32(four);
+                dot4(sum[i][0], w0, x);
+                dot4(sum[i][1], w1, x);
             }
+        }
+        IO_EACH_ROW {
+            const float s = in.scale[(row + i) * groups + g];
+            total[i][0] += (v16f)_mm512_cvtepi32_ps(sum[i][0]) * s;
+            total[i][1] += (v16f)_mm512_cvtepi32_ps(sum[i][1]) * s;
+        }
+    }
+    IO_EACH_ROW acc[i][0] = total[i][0], acc[i][1] = total[i][1];
+}
 #else
+// The products and sums of a group are integers below 2^24: exact in float32.
+template <int MR>
+static __attribute__((noinline)) void kernel_int8(v16f (&acc)[MR][2], const Rows& in, const Linear& w, size_t row, int panel) {
+    const int kp = w.k_padded, group = w.group, groups = kp / group;
+    const int8_t* p = (const int8_t*)w.packed + (size_t)panel * kp * PANEL;
+    const float* a = in.own.data() + row * kp;
+    v16f total[MR][2];
+    IO_EACH_ROW total[i][0] = total[i][1] = v16f{};
+    for (int g = 0; g < groups; ++g) {
+        v16f sum[MR][2];
+        IO_EACH_ROW sum[i][0] = sum[i][1] = v16f{};
+        for (int k = 0; k < group; ++k, p += PANEL, ++a) {
+            const v16f w0 = widen(p), w1 = widen(p + 16);
+            IO_EACH_ROW {
+                const v16f x = splat(a[(size_t)i * kp]);
+                sum[i][0] += w0 * x;
+                sum[i][1] += w1 * x;
+            }
+        }
+        IO_EACH_ROW {
+            const float s = in.scale[(row + i) * groups + g];
+            total[i][0] += sum[i][0] * s;
+            total[i][1] += sum[i][1] * s;
+        }
+    }
+    IO_EACH_ROW acc[i][0] = total[i][0], acc[i][1] = total[i][1];
+}
+#endif
+
+#if defined(IO_BF16_DOT)
+template <int MR>
+static __attribute__((noinline)) void kernel_bf16_dot(v16f (&acc)[MR][2], const Rows& in, const Linear& w, size_t row, int panel) {
+    const int kp = w.k_padded;
+    const uint16_t* p = (const uint16_t*)w.packed + (size_t)panel * kp * PANEL;
+    const uint16_t* a = in.half.data() + row * kp;
+    __m512 sum[MR][2];
+    IO_EACH_ROW sum[i][0] = sum[i][1] = _mm512_setzero_ps();
+    for (int k = 0; k < kp; k += 2, p += 2 * PANEL, a += 2) {
+        const __m512bh w0 = (__m512bh)_mm512_load_si512(p), w1 = (__m512bh)_mm512_load_si512(p + 32);
+        IO_EACH_ROW {
+            int32_t two;
+            std::memcpy(&two, a + (size_t)i * kp, 4);
+            const __m512bh x = (__m512bh)_mm512_set1_epi32(two);
+            sum[i][0] = _mm512_dpbf16_ps(sum[i][0], w0, x);
+            sum[i][1] = _mm512_dpbf16_ps(sum[i][1], w1, x);
+        }
+    }
+    IO_EACH_ROW acc[i][0] = (v16f)sum[i][0], acc[i][1] = (v16f)sum[i][1];
+}
+#endif
+
+// Weights of any type, widened to float32 as they come; inputs in float32.
+template <int MR, Kind KIND>
+static __attribute__((noinline)) void kernel_float(v16f (&acc)[MR][2], const Rows& in, const Linear& w, size_t row, int panel) {
+    const int K = w.k;
+    const float* a = in.x + row * K;
+    v16f sum[MR][2];
+    IO_EACH_ROW sum[i][0] = sum[i][1] = v16f{};
+    const size_t at = (size_t)panel * w.k_padded * PANEL;
+#define IO_MULTIPLY_ADD(w0, w1, k)                   \
+    IO_EACH_ROW {                                    \
+        const v16f x = splat(a[(size_t)i * K + (k)]); \
+        sum[i][0] += (w0) * x;                       \
+        sum[i][1] += (w1) * x;                       \
+    }
+    if (KIND == BF16) {
+        const uint16_t* p = (const uint16_t*)w.packed + at;
+        int k = 0;
+        for (; k + 2 <= K; k += 2, p += 2 * PANEL) {
             const v16u both0 = load<v16u>(p), both1 = load<v16u>(p + 32);
             const v16f even0 = (v16f)(both0 << 16), even1 = (v16f)(both1 << 16);
+            IO_MULTIPLY_ADD(even0, even1, k)
             const v16f odd0 = (v16f)(both0 & 0xffff0000u), odd1 = (v16f)(both1 & 0xffff0000u);
-            for (int i = 0; i < MR; ++i) {
-                const float x0 = bf16_to_float(a[(size_t)i * kp]), x1 = bf16_to_float(a[(size_t)i * kp + 1]);
-                acc[i][0] += even0 * x0;
-                acc[i][1] += even1 * x0;
-                acc[i][0] += odd0 * x1;
-                acc[i][1] += odd1 * x1;
-            }
-#endif
+            IO_MULTIPLY_ADD(odd0, odd1, k + 1)
         }
-        return;
-    }
-    const float* a = in.x + row * w.k;
-    if (w.kind == F32) {
-        const float* p = (const float*)w.packed + (size_t)panel * kp * PANEL;
-        for (int k = 0; k < kp; ++k, p += PANEL, ++a) {
+        if (k < K) {
+            const v16f last0 = (v16f)(load<v16u>(p) << 16), last1 = (v16f)(load<v16u>(p + 32) << 16);
+            IO_MULTIPLY_ADD(last0, last1, k)
+        }
+    } else if (KIND == F32) {
+        const float* p = (const float*)w.packed + at;
+        for (int k = 0; k < K; ++k, p += PANEL) {
             const v16f w0 = load<v16f>(p), w1 = load<v16f>(p + 16);
-            for (int i = 0; i < MR; ++i) {
-                const float x = a[(size_t)i * w.k];
-                acc[i][0] += w0 * x;
-                acc[i][1] += w1 * x;
-            }
+            IO_MULTIPLY_ADD(w0, w1, k)
         }
-        return;
+    } else {
+        const int8_t* p = (const int8_t*)w.packed + at;
+        for (int k = 0; k < K; ++k, p += PANEL) {
+            const v16f w0 = widen(p), w1 = widen(p + 16);
+            IO_MULTIPLY_ADD(w0, w1, k)
+        }
     }
-    const int8_t* p = (const int8_t*)w.packed + (size_t)panel * kp * PANEL;
-    for (int k = 0; k < kp; ++k, p += PANEL, ++a) {
-        const v16f w0 = widen(p), w1 = widen(p + 16);
-        for (int i = 0; i < MR; ++i) {
-            const float x = a[(size_t)i * w.k];
-            acc[i][0] += w0 * x;
-            acc[i][1] += w1 * x;
-        }
+#undef IO_MULTIPLY_ADD
+    IO_EACH_ROW acc[i][0] = sum[i][0], acc[i][1] = sum[i][1];
+}
+
+template <int MR>
+static void kernel(v16f (&acc)[MR][2], const Rows& in, const Linear& w, size_t row, int panel) {
+    switch (w.kind) {
+        case F32: return kernel_float<MR, F32>(acc, in, w, row, panel);
+        case INT8_WEIGHT_ONLY: return kernel_float<MR, INT8_WEIGHT_ONLY>(acc, in, w, row, panel);
+        case INT8_DYNAMIC: return kernel_int8<MR>(acc, in, w, row, panel);
+        case BF16:
+#if defined(IO_BF16_DOT)
+            if (bf16_dot_pays()) return kernel_bf16_dot<MR>(acc, in, w, row, panel);
+#endif
+            return kernel_float<MR, BF16>(acc, in, w, row, panel);
     }
 }
 
@@ -280,8 +333,10 @@ static void gemm(const Rows& in, const Linear& w, size_t row0, size_t row1, int 
         const size_t end = block + BLOCK < row1 ? block + BLOCK : row1;
         for (int panel = panel0; panel < panel1; ++panel) {
             size_t r = block;
-            for (; r + 6 <= end; r += 6) tile<6>(in, w, r, panel, out);
+            for (; r + 8 <= end; r += 8) tile<8>(in, w, r, panel, out);
             switch (end - r) {
+                case 7: tile<7>(in, w, r, panel, out); break;
+                case 6: tile<6>(in, w, r, panel, out); break;
                 case 5: tile<5>(in, w, r, panel, out); break;
                 case 4: tile<4>(in, w, r, panel, out); break;
                 case 3: tile<3>(in, w, r, panel, out); break;

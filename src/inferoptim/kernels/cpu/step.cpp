@@ -91,6 +91,8 @@ struct Model {
     std::vector<float> x, normal, qkv, mixed, product;
     Rows in;
     std::vector<Scratch> scratch;
+    std::vector<int32_t> slot_of;
+    std::vector<size_t> slot_start;
     std::vector<std::vector<std::pair<float, int64_t>>> best;  // greedy: per thread and row
 
     explicit Model(const ModelSource& source) : s(source), pool(source.threads), scratch(pool.threads()), best(pool.threads()) {
@@ -162,32 +164,44 @@ struct Model {
         const int group = s.heads / s.kv_heads, dim = s.head_dim;
         const size_t width = (size_t)(s.heads + 2 * s.kv_heads) * dim;
         const float scale = 1.0f / std::sqrt((float)dim);
-        const Cache k{b.k[index], b.k_scale ? b.k_scale[index] : nullptr, b.kv_type, s.kv_heads, dim, b.block_size};
-        const Cache v{b.v[index], b.v_scale ? b.v_scale[index] : nullptr, b.kv_type, s.kv_heads, dim, b.block_size};
+        Cache cache{b.k[index], b.v[index], b.k_scale ? b.k_scale[index] : nullptr, b.v_scale ? b.v_scale[index] : nullptr,
+                    s.kv_heads, dim, nullptr};
         int task = 0;
         for (int q = 0; q < b.sequences; ++q) {
             const int first = b.query_start[q], n = b.query_start[q + 1] - first, context = b.context[q];
-            const int32_t* table = b.tables + (size_t)q * b.table_width;
+            const bool few = n * group <= 8;
+            cache.slots = slot_of.data() + slot_start[q];
             for (int h = 0; h < s.kv_heads; ++h)
                 for (int p0 = 0; p0 < n * group; p0 += 16) {
                     if (task++ % pool.threads() != thread) continue;
-                    const int pairs = std::min(16, n * group - p0);
-                    const float* from_q[16];
-                    float* to_o[16];
-                    int32_t low[16], high[16];
-                    for (int i = 0; i < pairs; ++i) {
+                    Pairs pairs;
+                    pairs.count = std::min(16, n * group - p0);
+                    for (int i = 0; i < pairs.count; ++i) {
                         const int query = (p0 + i) / group, at = h * group + (p0 + i) % group;
-                        from_q[i] = qkv.data() + (first + query) * width + (size_t)at * dim;
-                        to_o[i] = mixed.data() + ((size_t)(first + query) * s.heads + at) * dim;
-                        high[i] = context - n + query + 1;
-                        low[i] = layer.window ? std::max(0, high[i] - layer.window) : 0;
+                        pairs.q[i] = qkv.data() + (first + query) * width + (size_t)at * dim;
+                        pairs.out[i] = mixed.data() + ((size_t)(first + query) * s.heads + at) * dim;
+                        pairs.high[i] = context - n + query + 1;
+                        pairs.low[i] = layer.window ? std::max(0, pairs.high[i] - layer.window) : 0;
                     }
-                    if (n * group > 8)
-                        attend_lanes(pairs, from_q, to_o, low, high, k, v, table, h, scale, scratch[thread]);
-                    else
-                        for (int i = 0; i < pairs; ++i)
-                            attend_one(from_q[i], k, v, table, h, low[i], high[i], scale, scratch[thread], to_o[i]);
+                    if (b.kv_type == 0) attend<float>(pairs, few, cache, h, scale, scratch[thread]);
+                    else if (b.kv_type == 1) attend<uint16_t>(pairs, few, cache, h, scale, scratch[thread]);
+                    else attend<int8_t>(pairs, few, cache, h, scale, scratch[thread]);
                 }
+        }
+    }
+
+    // The slot of every token of every sequence, looked up once for all layers and heads.
+    void find_slots(const Step& b) {
+        slot_start.resize(b.sequences);
+        size_t total = 0;
+        for (int q = 0; q < b.sequences; ++q) slot_start[q] = total, total += b.context[q];
+        if (slot_of.size() < total) slot_of.resize(total);
+        for (int q = 0; q < b.sequences; ++q) {
+            const int32_t* table = b.tables + (size_t)q * b.table_width;
+            int32_t* out = slot_of.data() + slot_start[q];
+            for (int t = 0; t < b.context[q]; t += b.block_size)
+                for (int i = t; i < std::min(t + b.block_size, b.context[q]); ++i)
+                    out[i] = table[t / b.block_size] * b.block_size + i - t;
         }
     }
 
@@ -211,6 +225,7 @@ struct Model {
 
     void run(const Step& b) {
         reserve(b);
+        find_slots(b);
         pool.run([&](int thread) { work(b, thread); });
         if (b.greedy)
             for (int r = 0; r < b.rows; ++r) {

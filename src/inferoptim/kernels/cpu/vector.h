@@ -16,8 +16,8 @@ typedef uint32_t v16u __attribute__((vector_size(64)));
 typedef uint16_t v16h __attribute__((vector_size(32)));
 typedef int8_t v16b __attribute__((vector_size(16)));
 
-static inline v16f splat(float x) { return v16f{} + x; }
-static inline v16i splat(int32_t x) { return v16i{} + x; }
+static inline v16f splat(float x) { return v16f{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
+static inline v16i splat(int32_t x) { return v16i{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
 
 template <class V, class T>
 static inline V load(const T* p) {
@@ -49,6 +49,29 @@ static inline float reduce_add(v16f v) {
         for (int i = 0; i < n; ++i) a[i] += a[i + n];
     return a[0];
 #endif
+}
+// Lane i of the result is the sum of the lanes of v[i]. Overwrites v.
+static inline v16f reduce_add_16(v16f* v) {
+#if defined(__clang__)
+#define IO_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define IO_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, v16i{__VA_ARGS__})
+#endif
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i)
+        v[i] = IO_SHUFFLE(v[i], v[i + 8], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+               IO_SHUFFLE(v[i], v[i + 8], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i)
+        v[i] = IO_SHUFFLE(v[i], v[i + 4], 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
+               IO_SHUFFLE(v[i], v[i + 4], 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i)
+        v[i] = IO_SHUFFLE(v[i], v[i + 2], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+               IO_SHUFFLE(v[i], v[i + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+    return IO_SHUFFLE(v[0], v[1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
+           IO_SHUFFLE(v[0], v[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+#undef IO_SHUFFLE
 }
 static inline float reduce_max(v16f v) {
     float a[16], m;
