@@ -30,18 +30,28 @@ class EngineConfig(BaseModel):
     model: str = Field("smollm2-135m", description="Model name, Hub id, local folder or .gguf file.")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Type of weights, activations and KV-cache; auto = the checkpoint's, where the device has it."
+        "auto",
+        description="Type of weights, activations and KV-cache; auto = the checkpoint's, where the device has it.",
     )
-    num_threads: int | None = Field(None, ge=1, description="CPU threads; default: the cores this process may use.")
+    num_threads: int | None = Field(
+        None, ge=1, description="CPU threads; default: the cores this process may use."
+    )
     kernels: Literal["auto", "native", "torch"] = Field(
-        "auto", description="CPU kernels: native = compiled C++ (refused when it cannot be built), torch = stock operators."
+        "auto",
+        description="CPU kernels: native = compiled C++ (refused when it cannot be built), torch = stock operators.",
     )
     seed: int = Field(0, description="Seed of requests that state none.")
 
-    max_model_len: int | None = Field(None, ge=1, description="Longest prompt + output, tokens; default: the model's.")
+    max_model_len: int | None = Field(
+        None, ge=1, description="Longest prompt + output, tokens; default: the model's."
+    )
     max_num_seqs: int = Field(32, ge=1, description="Most sequences in one step.")
-    max_num_batched_tokens: int = Field(2048, ge=1, description="Most tokens computed in one step (the token budget).")
-    kv_budget_bytes: int | None = Field(None, ge=1, description="Memory for the KV-cache, the same for paged and contiguous.")
+    max_num_batched_tokens: int = Field(
+        2048, ge=1, description="Most tokens computed in one step (the token budget)."
+    )
+    kv_budget_bytes: int | None = Field(
+        None, ge=1, description="Memory for the KV-cache, the same for paged and contiguous."
+    )
     block_size: int = Field(16, ge=1, le=256, description="Tokens in one KV block.")
 
     quantization: Quantization = "none"
@@ -54,7 +64,8 @@ class EngineConfig(BaseModel):
     speculative: Speculative = "none"
     num_speculative_tokens: int = Field(5, ge=1, le=32)
     draft_model: str | None = Field(
-        None, description="With speculative=draft: a model of the same vocabulary, or 'self:N' = the target's first N layers, int8."
+        None,
+        description="With speculative=draft: a model of the same vocabulary, or 'self:N' = the target's first N layers, int8.",
     )
     tensor_parallel: int = Field(1, ge=1)
 
@@ -63,7 +74,9 @@ class EngineConfig(BaseModel):
         if self.prefix_caching and not self.paged_kv:
             raise ValueError("prefix_caching needs paged_kv: shared prefixes are shared blocks")
         if self.chunked_prefill and not self.in_flight_batching:
-            raise ValueError("chunked_prefill needs in_flight_batching: chunks ride along with running decodes")
+            raise ValueError(
+                "chunked_prefill needs in_flight_batching: chunks ride along with running decodes"
+            )
         if self.speculative == "draft" and not self.draft_model:
             raise ValueError("speculative=draft needs draft_model (a model name, or self:N)")
         if self.speculative != "draft" and self.draft_model:
@@ -106,7 +119,9 @@ class SamplingParams(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_tokens: int = Field(16, ge=1)
-    min_tokens: int = Field(0, ge=0, description="No stop (end-of-sequence, stop id or string) before this many.")
+    min_tokens: int = Field(
+        0, ge=0, description="No stop (end-of-sequence, stop id or string) before this many."
+    )
     temperature: Annotated[float, Field(ge=0, le=100)] = 1.0
     top_k: int = Field(0, ge=0, description="0 = all.")
     top_p: float = Field(1.0, gt=0, le=1)
@@ -119,13 +134,22 @@ class SamplingParams(BaseModel):
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
-    logprobs: int | None = Field(None, ge=0, le=50, description="Also return the log-probabilities of the N likeliest tokens.")
+    logprobs: int | None = Field(
+        None, ge=0, le=50, description="Also return the log-probabilities of the N likeliest tokens."
+    )
     prompt_logprobs: int | None = Field(None, ge=0, le=50)
     include_stop_str_in_output: bool = False
 
     @model_validator(mode="after")
     def _finite(self) -> SamplingParams:
-        for name in ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"):
+        for name in (
+            "temperature",
+            "top_p",
+            "min_p",
+            "presence_penalty",
+            "frequency_penalty",
+            "repetition_penalty",
+        ):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} must be a finite number")
         if any(not math.isfinite(b) for b in self.logit_bias.values()):

@@ -42,7 +42,16 @@ RATES: dict[str, tuple[tuple[float, float, float], float]] = {
     "+compiled_step": ((96.4, 441.0, 462.0), 0.02),
     "+speculative": ((112.0, 402.0, 419.0), 0.02),
 }
-LEVERS = ("quantization", "in_flight_batching", "chunked_prefill", "paged_kv", "prefix_caching", "kv_quantization", "compiled_step", "speculative")
+LEVERS = (
+    "quantization",
+    "in_flight_batching",
+    "chunked_prefill",
+    "paged_kv",
+    "prefix_caching",
+    "kv_quantization",
+    "compiled_step",
+    "speculative",
+)
 FAILED: dict[str, tuple[str, str]] = {
     "+prefix_caching": ("failed", "the worker process died with signal 9 (out of memory?); see worker.log"),
     "+kv_quantization": ("failed_quality", "KL of 0.081 nats is above the threshold of 0.050"),
@@ -94,7 +103,11 @@ def metrics() -> tuple[MetricSummary, ...]:
     for column, (workload, concurrency) in enumerate(CASES):
         for config in configurations():
             if config.config_id not in RATES:
-                found.append(MetricSummary(config_id=config.config_id, workload=workload, concurrency=concurrency, runs=0))
+                found.append(
+                    MetricSummary(
+                        config_id=config.config_id, workload=workload, concurrency=concurrency, runs=0
+                    )
+                )
                 continue
             rates, share = RATES[config.config_id]
             rate, base = rates[column], RATES["transformers-static"][0][column]
@@ -112,7 +125,10 @@ def metrics() -> tuple[MetricSummary, ...]:
                     requests_per_s=interval(rate / TOKENS, share),
                     ttft_s={"p50": interval(e2e * 0.08, share)} if streams else {},
                     tpot_s={"p50": interval(e2e * 0.92 / (TOKENS - 1), share)} if streams else {},
-                    e2e_s={"p50": interval(e2e, share), **({"p95": interval(e2e * 1.2, share)} if concurrency > 1 else {})},
+                    e2e_s={
+                        "p50": interval(e2e, share),
+                        **({"p95": interval(e2e * 1.2, share)} if concurrency > 1 else {}),
+                    },
                     peak_rss_bytes=1_180_000_000,
                     mbu=min(rate / 160, 0.6),
                     mfu=0.0004 * rate,
@@ -258,8 +274,12 @@ def write_folder(
 ) -> Path:
     """Write a results folder; what is not given comes from the functions above."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "plan.json").write_text(json.dumps({"name": NAME, "design": "ladder", "seed": 0}), encoding="utf-8")
-    (folder / "environment.json").write_text((of_environment or environment()).model_dump_json(), encoding="utf-8")
+    (folder / "plan.json").write_text(
+        json.dumps({"name": NAME, "design": "ladder", "seed": 0}), encoding="utf-8"
+    )
+    (folder / "environment.json").write_text(
+        (of_environment or environment()).model_dump_json(), encoding="utf-8"
+    )
     (folder / "summary.json").write_text((of_summary or summary()).model_dump_json(), encoding="utf-8")
     for name, records in (
         ("runs", runs() if of_runs is None else of_runs),

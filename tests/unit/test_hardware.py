@@ -10,7 +10,7 @@ import pytest
 
 from inferoptim.errors import UnsupportedError
 from inferoptim.hardware import DEVICES, MachineCeilings, cached_ceilings, ceilings, device_peaks, find_device
-from inferoptim.hardware import ceilings as ceilings_module
+from inferoptim.hardware.ceilings import _best_of
 from inferoptim.hardware.cpu import (
     _cpuinfo,
     last_level_cache_bytes,
@@ -114,7 +114,12 @@ class TestCpu:
 
     def test_last_level_cache_is_the_highest_data_cache(self, tmp_path: Path) -> None:
         base = "sys/devices/system/cpu/cpu0/cache/index"
-        caches = [("1", "48K", "Data"), ("1", "64K", "Instruction"), ("3", "32M", "Unified"), ("2", "1024K", "Unified")]
+        caches = [
+            ("1", "48K", "Data"),
+            ("1", "64K", "Instruction"),
+            ("3", "32M", "Unified"),
+            ("2", "1024K", "Unified"),
+        ]
         files = {
             f"{base}{i}/{name}": value
             for i, cache in enumerate(caches)
@@ -146,7 +151,9 @@ class TestPeaks:
     def test_drivers_names(self, driver_name: str, expected: str) -> None:
         assert device_peaks(driver_name).name == expected
 
-    @pytest.mark.parametrize("other", ["NVIDIA A10G", "NVIDIA L40", "NVIDIA GeForce RTX 4090 Laptop GPU", "RTX 4070 Ti"])
+    @pytest.mark.parametrize(
+        "other", ["NVIDIA A10G", "NVIDIA L40", "NVIDIA GeForce RTX 4090 Laptop GPU", "RTX 4070 Ti"]
+    )
     def test_a_near_name_is_another_device(self, other: str) -> None:
         assert find_device(other) is None
 
@@ -163,13 +170,18 @@ class TestPeaks:
             assert device.source, f"{device.name} states no source"
             if device.bf16_flops_per_s and device.fp8_flops_per_s:
                 ratio = device.fp8_flops_per_s / device.bf16_flops_per_s
-                assert ratio == pytest.approx(2, rel=0.02), f"{device.name}: fp8/bf16 = {ratio}: a sparse figure?"
+                assert ratio == pytest.approx(2, rel=0.02), (
+                    f"{device.name}: fp8/bf16 = {ratio}: a sparse figure?"
+                )
 
 
 class TestCeilings:
     def test_weights_that_fit_the_cache_are_bound_by_the_faster_of_the_two_reads(self) -> None:
         measured = MachineCeilings(
-            device="x", reads_bytes_per_s={"a": 10e9, "b": 12e9}, cached_read_bytes_per_s=50e9, llc_bytes=200_000_000
+            device="x",
+            reads_bytes_per_s={"a": 10e9, "b": 12e9},
+            cached_read_bytes_per_s=50e9,
+            llc_bytes=200_000_000,
         )
         assert measured.read_ceiling() == 12e9
         assert measured.read_ceiling(200_000_000) == 50e9
@@ -185,21 +197,34 @@ class TestCeilings:
     def test_record_fields_are_the_schemas(self) -> None:
         from inferoptim.records.schema import Ceilings
 
-        measured = MachineCeilings(device="x", reads_bytes_per_s={"a": 1.0}, gemm_flops_per_s={"int8": 2.0}, num_threads=3)
+        measured = MachineCeilings(
+            device="x", reads_bytes_per_s={"a": 1.0}, gemm_flops_per_s={"int8": 2.0}, num_threads=3
+        )
         record = Ceilings(**measured.as_record_fields())
-        assert (record.memory_read_bytes_per_s, record.gemm_flops_per_s, record.num_threads) == (1.0, {"int8": 2.0}, 3)
+        assert (record.memory_read_bytes_per_s, record.gemm_flops_per_s, record.num_threads) == (
+            1.0,
+            {"int8": 2.0},
+            3,
+        )
 
     def test_a_disturbed_measurement_is_improved_not_replaced(self) -> None:
         disturbed = MachineCeilings(
-            device="x", reads_bytes_per_s={"a": 5.0, "b": 9.0}, gemm_flops_per_s={"int8": 7.0}, others_busy=0.8
+            device="x",
+            reads_bytes_per_s={"a": 5.0, "b": 9.0},
+            gemm_flops_per_s={"int8": 7.0},
+            others_busy=0.8,
         )
-        quiet = replace(disturbed, reads_bytes_per_s={"a": 8.0}, gemm_flops_per_s={"float32": 3.0}, others_busy=0.0)
-        best = ceilings_module._best_of(disturbed, quiet)
+        quiet = replace(
+            disturbed, reads_bytes_per_s={"a": 8.0}, gemm_flops_per_s={"float32": 3.0}, others_busy=0.0
+        )
+        best = _best_of(disturbed, quiet)
         assert best.reads_bytes_per_s == {"a": 8.0, "b": 9.0}
         assert best.gemm_flops_per_s == {"int8": 7.0, "float32": 3.0}
         assert best.others_busy == 0.0
 
-    def test_the_native_reader_reads_every_byte(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_native_reader_reads_every_byte(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("INFEROPTIM_HOME", str(tmp_path))
         reader = native_reader()
         if find_compiler() is None:
@@ -233,6 +258,11 @@ class TestCeilings:
         assert cached_ceilings(num_threads=1) == measured
         assert cached_ceilings(num_threads=2) is None  # another question, another answer
         (file,) = (tmp_path / "ceilings").glob("cpu-*.json")
-        for damaged in (file.read_text()[:-20], "[]", '{"format": 0}', file.read_text().replace("num_threads", "x")):
+        for damaged in (
+            file.read_text()[:-20],
+            "[]",
+            '{"format": 0}',
+            file.read_text().replace("num_threads", "x"),
+        ):
             file.write_text(damaged)
             assert cached_ceilings(num_threads=1) is None

@@ -118,7 +118,9 @@ class Configuration:
         return tuple(name for name in self.levers if not BY_NAME[name].lossless)
 
 
-def engine_settings(plan: BenchPlan, base: Mapping[str, Any], levers: tuple[str, ...], machine: Machine) -> dict[str, Any]:
+def engine_settings(
+    plan: BenchPlan, base: Mapping[str, Any], levers: tuple[str, ...], machine: Machine
+) -> dict[str, Any]:
     """EngineConfig fields of the engine with exactly `levers` on, as a resolved dict.
 
     Raises:
@@ -158,7 +160,9 @@ def configurations(plan: BenchPlan, machine: Machine, base: Mapping[str, Any]) -
         raise ConfigError(
             f"design={plan.design} makes {len(rungs)} configurations, at most {MAX_CONFIGURATIONS} are run: name fewer levers"
         )
-    if not any(r.is_baseline for r in rungs):  # no transformers: the engine with its levers off, or the first rung
+    if not any(
+        r.is_baseline for r in rungs
+    ):  # no transformers: the engine with its levers off, or the first rung
         rungs[0] = replace(rungs[0], is_baseline=True)
     return rungs
 
@@ -197,12 +201,12 @@ def _chosen_levers(plan: BenchPlan, machine: Machine) -> tuple[list[Lever], list
     for lever in LEVERS:
         if lever.name not in names:
             continue
-        settings = lever.settings(machine)
-        if isinstance(settings, str):
+        on = lever.settings(machine)
+        if isinstance(on, str):
             missing.append(
                 Configuration(
                     f"+{lever.name}", f"+ {lever.title}", "engine", dict(lever.on_cpu or lever.on_cuda or {}),
-                    levers=(lever.name,), added_lever=lever.name, unsupported=settings,
+                    levers=(lever.name,), added_lever=lever.name, unsupported=on,
                 )
             )  # fmt: skip
         else:

@@ -34,11 +34,15 @@ class WorkloadPlan(PlanPart):
     file: str | None = Field(None, description="Prompts of your own: .txt (one a line) or .jsonl.")
     concurrency: tuple[int, ...] = Field((1, 32), min_length=1, description="Requests in flight at any time.")
     requests_per_slot: int | None = Field(
-        None, ge=1, description="Requests of a run = concurrency × this. Default: 1; chat 3, so that slots are refilled."
+        None,
+        ge=1,
+        description="Requests of a run = concurrency × this. Default: 1; chat 3, so that slots are refilled.",
     )
     prompt_tokens: int | None = Field(None, ge=8, description="guide: prompt length aimed at (default 100).")
     output_tokens: int | None = Field(
-        None, ge=1, description="Tokens produced per request. Default: 200 (guide), 16…256 drawn (chat), 128 (prompts)."
+        None,
+        ge=1,
+        description="Tokens produced per request. Default: 200 (guide), 16…256 drawn (chat), 128 (prompts).",
     )
 
     @model_validator(mode="after")
@@ -70,13 +74,23 @@ class QualityPlan(PlanPart):
 
     enabled: bool = True
     max_perplexity_increase: float = Field(0.02, ge=0, description="Perplexity may rise by this share.")
-    max_kl_nats: float = Field(0.05, gt=0, description="Mean KL divergence from the unquantised engine, per token.")
-    min_top1_agreement: float = Field(0.93, ge=0, le=1, description="Share of positions with the same likeliest token.")
-    max_abs_logit_error: float = Field(1e-3, gt=0, description="fp32 engine against fp32 transformers, largest logit gap.")
-    tokens_per_language: int = Field(768, ge=128, description="Tokens of shipped text scored in each language.")
+    max_kl_nats: float = Field(
+        0.05, gt=0, description="Mean KL divergence from the unquantised engine, per token."
+    )
+    min_top1_agreement: float = Field(
+        0.93, ge=0, le=1, description="Share of positions with the same likeliest token."
+    )
+    max_abs_logit_error: float = Field(
+        1e-3, gt=0, description="fp32 engine against fp32 transformers, largest logit gap."
+    )
+    tokens_per_language: int = Field(
+        768, ge=128, description="Tokens of shipped text scored in each language."
+    )
     chunk_tokens: int = Field(128, ge=32, description="Length of one scored text; intervals resample these.")
     identity_prompts: int = Field(4, ge=1, le=32)
-    identity_tokens: int = Field(48, ge=1, description="Greedy tokens that a lossless lever must reproduce, in fp32.")
+    identity_tokens: int = Field(
+        48, ge=1, description="Greedy tokens that a lossless lever must reproduce, in fp32."
+    )
 
     @model_validator(mode="after")
     def _enough(self) -> QualityPlan:
@@ -91,40 +105,65 @@ class BenchPlan(PlanPart):
     name: str = Field("bench", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     model: str = "smollm2-135m"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    num_threads: int | None = Field(None, ge=1, description="CPU threads of every target; default: the cores usable.")
+    num_threads: int | None = Field(
+        None, ge=1, description="CPU threads of every target; default: the cores usable."
+    )
     design: Design = "ladder"
     targets: tuple[TargetName, ...] = Field(("transformers", "engine"), min_length=1)
-    levers: tuple[str, ...] | None = Field(None, description="Levers to study; default: all that this machine has.")
-    lever_settings: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="Other 'on' settings, e.g. {speculative: {speculative: draft, draft_model: 'self:6'}}."
+    levers: tuple[str, ...] | None = Field(
+        None, description="Levers to study; default: all that this machine has."
     )
-    engine: dict[str, Any] = Field(default_factory=dict, description="EngineConfig fields of every engine rung.")
-    transformers: dict[str, Any] = Field(default_factory=dict, description="Options of the baseline: dtype, static_cache.")
+    lever_settings: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="Other 'on' settings, e.g. {speculative: {speculative: draft, draft_model: 'self:6'}}.",
+    )
+    engine: dict[str, Any] = Field(
+        default_factory=dict, description="EngineConfig fields of every engine rung."
+    )
+    transformers: dict[str, Any] = Field(
+        default_factory=dict, description="Options of the baseline: dtype, static_cache."
+    )
     sequential_max_requests: int | None = Field(
         None, ge=1, description="Skip the one-request-at-a-time baseline on runs of more requests than this."
     )
     workloads: tuple[WorkloadPlan, ...] = Field((WorkloadPlan.model_construct(),), min_length=1)
-    max_model_len: int | None = Field(None, ge=1, description="Default: the longest request of the workloads.")
+    max_model_len: int | None = Field(
+        None, ge=1, description="Default: the longest request of the workloads."
+    )
     kv_budget_bytes: int | None = Field(
-        None, ge=1, description="KV memory of every engine rung. Default: what contiguous slots of max_model_len need."
+        None,
+        ge=1,
+        description="KV memory of every engine rung. Default: what contiguous slots of max_model_len need.",
     )
 
     runs: int = Field(50, ge=1, description="Measured runs of each configuration and workload.")
     min_runs: int = Field(2, ge=1, description="Never fewer, whatever seconds_per_case says.")
     seconds_per_case: float | None = Field(
-        None, gt=0, description="Stop repeating a configuration on a workload once its runs took this long together."
+        None,
+        gt=0,
+        description="Stop repeating a configuration on a workload once its runs took this long together.",
     )
     warmups: int = Field(5, ge=0)
-    warmup_output_tokens: int | None = Field(None, ge=1, description="Shorten warm-ups to this many tokens a request.")
-    budget_s: float | None = Field(None, gt=0, description="Start no measured run past this many seconds (after min_runs).")
-    until_separated: bool = Field(False, description="Go on past `runs` until neighbours on the ladder can be ranked.")
+    warmup_output_tokens: int | None = Field(
+        None, ge=1, description="Shorten warm-ups to this many tokens a request."
+    )
+    budget_s: float | None = Field(
+        None, gt=0, description="Start no measured run past this many seconds (after min_runs)."
+    )
+    until_separated: bool = Field(
+        False, description="Go on past `runs` until neighbours on the ladder can be ranked."
+    )
     max_runs: int = Field(200, ge=1, description="Where until_separated gives up.")
-    deadline_s: float = Field(900, gt=0, description="A load or run that takes longer is a hang: configuration failed.")
+    deadline_s: float = Field(
+        900, gt=0, description="A load or run that takes longer is a hang: configuration failed."
+    )
     telemetry_interval_s: float = Field(0.2, ge=0.01)
     seed: int = 0
 
     quality: QualityPlan = QualityPlan.model_construct()
-    price_per_hour: float | None = Field(None, gt=0, description="What one hour of this machine costs; none → cost not stated.")
+    price_per_hour: float | None = Field(
+        None, gt=0, description="What one hour of this machine costs; none → cost not stated."
+    )
     currency: str = Field("EUR", pattern=r"^[A-Z]{3}$")
     price_source: str = ""
 
@@ -174,7 +213,9 @@ QUICK: dict[str, Any] = {
 """What --quick sets; any flag or plan field given wins. Shorter answers (64 tokens, not 200), the same for all."""
 
 
-def make_plan(fields: dict[str, Any], where: str = "", lines: dict[tuple[str | int, ...], int] | None = None) -> BenchPlan:
+def make_plan(
+    fields: dict[str, Any], where: str = "", lines: dict[tuple[str | int, ...], int] | None = None
+) -> BenchPlan:
     """Validate.
 
     Raises:

@@ -62,5 +62,6 @@ def _collect(node: yaml.Node, location: Location, lines: dict[Location, int], pa
             _collect(value, inner, lines, path)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            lines[(*location, index)] = value.start_mark.line + 1
-            _collect(value, (*location, index), lines, path)
+            here = (*location, index)
+            lines[here] = value.start_mark.line + 1
+            _collect(value, here, lines, path)

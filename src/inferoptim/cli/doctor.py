@@ -74,7 +74,9 @@ def doctor(
         ready = not any(finding.status == "missing" for finding in findings)
         measured: dict[str, MachineCeilings | None] = {}
         if ready:  # nothing can be measured without torch
-            measured = _ceilings(measure, remeasure, (lambda step: None) if spinner is None else spinner.update)
+            measured = _ceilings(
+                measure, remeasure, (lambda step: None) if spinner is None else spinner.update
+            )
         for device, result in measured.items():
             findings += _describe_ceilings(device, result)
     if as_json:

@@ -109,7 +109,9 @@ class EngineCore:
         named = (*request.prompt_token_ids, *request.sampling.stop_token_ids, *request.sampling.logit_bias)
         wrong = next((t for t in named if not 0 <= t < vocab), None)
         if wrong is not None:
-            raise RequestError(f"request {request.request_id}: token id {wrong} is outside the vocabulary (0…{vocab - 1})")
+            raise RequestError(
+                f"request {request.request_id}: token id {wrong} is outside the vocabulary (0…{vocab - 1})"
+            )
         self._running[request.request_id] = self._scheduler.add(request)
         self._reported[request.request_id] = len(request.prompt_token_ids)
 

@@ -83,7 +83,9 @@ class LLM:
         return self.core.config
 
     @overload
-    def generate(self, prompts: str, sampling: SamplingParams | None = None) -> RequestOutput: ...
+    def generate(  # type: ignore[overload-overlap]  # a str is a Sequence[str], too; the first one is meant
+        self, prompts: str, sampling: SamplingParams | None = None
+    ) -> RequestOutput: ...
     @overload
     def generate(
         self, prompts: Sequence[Prompt], sampling: SamplingParams | Sequence[SamplingParams] | None = None

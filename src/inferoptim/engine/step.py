@@ -44,7 +44,9 @@ class StepPlan:
     released: tuple[int, ...] = ()  # rows whose sequence finished, was aborted or preempted
     admitted: tuple[Admission, ...] = ()
     new_blocks: tuple[tuple[int, tuple[int, ...]], ...] = ()  # (slot, block ids appended to its table)
-    draft_tokens: tuple[tuple[int, tuple[int, ...]], ...] = ()  # (slot, proposals) of the sequences that verify
+    draft_tokens: tuple[
+        tuple[int, tuple[int, ...]], ...
+    ] = ()  # (slot, proposals) of the sequences that verify
 
     @property
     def num_tokens(self) -> int:
@@ -58,7 +60,9 @@ class SequenceResult:
     slot: int
     token_ids: tuple[int, ...]  # empty when the sequence did not sample
     logprobs: tuple[TokenLogprobs, ...] | None = None  # one per token, when asked for
-    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None  # of the prompt tokens computed in this step, when asked
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = (
+        None  # of the prompt tokens computed in this step, when asked
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,9 @@ class Batch:
     logit_rows_R: torch.Tensor  # int32 indices into T
     max_query_len: int
     max_context_len: int
-    contiguous: bool = False  # every block table is an ascending run: a sequence's cache is one slice (paged_kv off)
+    contiguous: bool = (
+        False  # every block table is an ascending run: a sequence's cache is one slice (paged_kv off)
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,13 +107,15 @@ class Decoder:
     ) -> torch.Tensor:
         spec = self.spec
         heads_THD = qkv.view(qkv.shape[0], -1, spec.head_dim)
-        rotated, v_THD = heads_THD.split((spec.num_heads + spec.num_kv_heads, spec.num_kv_heads), dim=1)
+        rotated, v_THD = torch.split(
+            heads_THD, [spec.num_heads + spec.num_kv_heads, spec.num_kv_heads], dim=1
+        )
         if weights.q_norm is not None and weights.k_norm is not None:
-            q_THD, k_THD = rotated.split((spec.num_heads, spec.num_kv_heads), dim=1)
+            q_THD, k_THD = torch.split(rotated, [spec.num_heads, spec.num_kv_heads], dim=1)
             q_THD = stock.rms_norm(q_THD, weights.q_norm, spec.rms_norm_eps)
             rotated = torch.cat((q_THD, stock.rms_norm(k_THD, weights.k_norm, spec.rms_norm_eps)), dim=1)
         rotated = stock.rope(rotated, cos, sin)
-        q_THD, k_THD = rotated.split((spec.num_heads, spec.num_kv_heads), dim=1)
+        q_THD, k_THD = torch.split(rotated, [spec.num_heads, spec.num_kv_heads], dim=1)
         stock.write_kv(k_THD, v_THD, cache.k, cache.v, slots_T, cache.k_scale, cache.v_scale)
         out_THD = stock.paged_attention(
             q_THD,

@@ -12,10 +12,22 @@ import torch
 from inferoptim.errors import UnsupportedError
 from inferoptim.hardware.cpu import usable_cores
 from inferoptim.kernels import cpu
-from inferoptim.kernels.cpu.native import KV_TYPES, Keep, LayerSource, ModelSource, NativeModel, Step
+from inferoptim.kernels.cpu.native import (
+    INT8_DYNAMIC,
+    INT8_WEIGHT_ONLY,
+    KV_TYPES,
+    LINEAR_KINDS,
+    Keep,
+    LayerSource,
+    LinearSource,
+    ModelSource,
+    NativeModel,
+    Step,
+)
 from inferoptim.models.batch import Batch, KVCache
 from inferoptim.models.decoder import Decoder
 from inferoptim.models.rotary import cos_sin
+from inferoptim.quant.formats import DenseWeight, Int8Weight, Linear
 
 
 class FusedDecoder:
@@ -59,10 +71,10 @@ class FusedDecoder:
             keep = Keep()
             self._model.add_layer(
                 LayerSource(
-                    qkv=keep.linear(layer.qkv),
-                    o=keep.linear(layer.o),
-                    gate_up=keep.linear(layer.gate_up),
-                    down=keep.linear(layer.down),
+                    qkv=_linear(keep, layer.qkv),
+                    o=_linear(keep, layer.o),
+                    gate_up=_linear(keep, layer.gate_up),
+                    down=_linear(keep, layer.down),
                     input_norm=keep.address(layer.input_norm, torch.float32),
                     post_norm=keep.address(layer.post_norm, torch.float32),
                     q_norm=keep.address(layer.q_norm, torch.float32),
@@ -71,7 +83,7 @@ class FusedDecoder:
                 )
             )
         keep = Keep()
-        self._model.set_head(keep.linear(weights.head))
+        self._model.set_head(_linear(keep, weights.head))
         self.weight_bytes = self._model.weight_bytes + self._embedding.nbytes
 
     def forward(self, batch: Batch, kv: KVCache) -> torch.Tensor:
@@ -130,6 +142,19 @@ def unsupported(decoder: Decoder) -> str | None:
     if decoder.spec.head_dim % 16:
         return f"head size {decoder.spec.head_dim} is not a multiple of 16"
     return None
+
+
+def _linear(keep: Keep, weight: Linear) -> LinearSource:
+    """A layer's weight as the native side takes it: the type decides the kernel."""
+    n, k = weight.shape
+    bias = keep.address(weight.bias, torch.float32)
+    if isinstance(weight, Int8Weight):
+        kind = INT8_DYNAMIC if weight.dynamic_activations else INT8_WEIGHT_ONLY
+        return LinearSource(
+            kind, n, k, keep.address(weight.q), keep.address(weight.scale, torch.float32), bias
+        )
+    assert isinstance(weight, DenseWeight)
+    return LinearSource(LINEAR_KINDS[weight.weight.dtype], n, k, keep.address(weight.weight), None, bias)
 
 
 def _pointers(kv: KVCache) -> tuple[ctypes.Array[ctypes.c_void_p], ...]:

@@ -347,4 +347,5 @@ def unpermute(rows: Array, num_heads: int) -> Array:
     """
     n_rows, *rest = rows.shape
     grouped: Array = rows.reshape(num_heads, n_rows // num_heads // 2, 2, *rest).swapaxes(1, 2)
-    return grouped.reshape(rows.shape)
+    flat: Array = grouped.reshape(rows.shape)
+    return flat

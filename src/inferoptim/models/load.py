@@ -103,7 +103,7 @@ def _reader(
     }
 
     def get(name: str) -> torch.Tensor:
-        stored = files[names.get(name, "model.safetensors")].get_tensor(name)
+        stored: torch.Tensor = files[names.get(name, "model.safetensors")].get_tensor(name)
         check_finite(name, stored)
         # a copy: the memory map goes with the file, and an unquantised weight must not keep it alive
         return stored.to(device=device, dtype=dtype, copy=True)

@@ -90,7 +90,9 @@ def spec_from_config(config: dict[str, Any]) -> ModelSpec:
     num_layers = _positive_int(config, "num_hidden_layers")
     max_position = _positive_int(config, "max_position_embeddings")
     if config.get("head_dim") is None and hidden_size % num_heads:
-        raise DataError(f"config: hidden_size {hidden_size} is not a multiple of num_attention_heads {num_heads}")
+        raise DataError(
+            f"config: hidden_size {hidden_size} is not a multiple of num_attention_heads {num_heads}"
+        )
     head_dim = _positive_int(config, "head_dim", hidden_size // num_heads)
     if num_heads % num_kv_heads:
         raise DataError(
@@ -137,7 +139,9 @@ def _architecture(config: dict[str, Any]) -> str:
 def _refuse_unsupported(config: dict[str, Any], architecture: str) -> None:
     activation = config.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
-        raise UnsupportedError(f"{architecture}: activation hidden_act={activation!r} is not supported; supported: silu")
+        raise UnsupportedError(
+            f"{architecture}: activation hidden_act={activation!r} is not supported; supported: silu"
+        )
     for flag in ("attention_bias", "mlp_bias"):
         if config.get(flag):
             raise UnsupportedError(
@@ -145,7 +149,9 @@ def _refuse_unsupported(config: dict[str, Any], architecture: str) -> None:
             )
     partial = config.get("partial_rotary_factor")
     if partial not in (None, 1, 1.0):
-        raise UnsupportedError(f"{architecture}: partial_rotary_factor={partial} is not supported; supported: 1.0")
+        raise UnsupportedError(
+            f"{architecture}: partial_rotary_factor={partial} is not supported; supported: 1.0"
+        )
     quantized = config.get("quantization_config")
     if quantized:
         method = quantized.get("quant_method", "unknown")
@@ -158,11 +164,15 @@ def _refuse_unsupported(config: dict[str, Any], architecture: str) -> None:
 def _rope(config: dict[str, Any], max_position: int) -> tuple[float, RopeScaling | None]:
     parameters = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     if any(isinstance(value, dict) for value in parameters.values()):
-        raise UnsupportedError("rope_parameters per layer type are not supported; supported: one set for all layers")
+        raise UnsupportedError(
+            "rope_parameters per layer type are not supported; supported: one set for all layers"
+        )
     theta = parameters.get("rope_theta", config.get("rope_theta", 10000.0))
     kind = parameters.get("rope_type", parameters.get("type", "default")) or "default"
     if kind not in _SUPPORTED_ROPE:
-        raise UnsupportedError(f"rope scaling {kind!r} is not supported; supported: {', '.join(_SUPPORTED_ROPE)}")
+        raise UnsupportedError(
+            f"rope scaling {kind!r} is not supported; supported: {', '.join(_SUPPORTED_ROPE)}"
+        )
     partial = parameters.get("partial_rotary_factor")
     if partial not in (None, 1, 1.0):
         raise UnsupportedError(f"partial_rotary_factor={partial} is not supported; supported: 1.0")
@@ -172,7 +182,10 @@ def _rope(config: dict[str, Any], max_position: int) -> tuple[float, RopeScaling
     factor = _positive_float(parameters, "factor")
     if kind == "linear":
         return rope_theta, RopeScaling("linear", factor)
-    low, high = _positive_float(parameters, "low_freq_factor"), _positive_float(parameters, "high_freq_factor")
+    low, high = (
+        _positive_float(parameters, "low_freq_factor"),
+        _positive_float(parameters, "high_freq_factor"),
+    )
     if low >= high:
         raise DataError(f"config: rope low_freq_factor {low} is not below high_freq_factor {high}")
     # transformers reads the pretraining length from either place, and falls back to the model's own length
@@ -205,7 +218,11 @@ def _sliding_windows(config: dict[str, Any], architecture: str, num_layers: int)
         if len(layer_types) != num_layers:
             raise DataError(f"config: {len(layer_types)} layer_types for {num_layers} layers")
     if not used or config.get("sliding_window") is None:
-        if layer_types is not None and "sliding_attention" in layer_types and architecture != "MistralForCausalLM":
+        if (
+            layer_types is not None
+            and "sliding_attention" in layer_types
+            and architecture != "MistralForCausalLM"
+        ):
             raise DataError("config: layer_types name sliding_attention, but no sliding_window is in use")
         return ()
     window = _positive_int(config, "sliding_window")

@@ -202,7 +202,9 @@ def _cases(metrics: Sequence[MetricSummary], rungs: tuple[Rung, ...]) -> tuple[C
         concurrency = next((m.concurrency for m in metrics if m.workload == name and m.concurrency), None)
         fastest = max(present, key=lambda r: _rate(of_case[r.id]), default=None)
         tied = tuple(r for r in present if fastest and r is not fastest and not _slower(r, fastest, of_case))
-        cases.append(Case(name, name.rpartition("@")[0] or name, concurrency, of_case, present, fastest, tied))
+        cases.append(
+            Case(name, name.rpartition("@")[0] or name, concurrency, of_case, present, fastest, tied)
+        )
     return tuple(cases)
 
 

@@ -33,11 +33,20 @@ class Bar:
 
 
 def bar_figure(
-    name: str, title: str, description: str, bars: Sequence[Bar], headings: Sequence[str], high: float, marks: Sequence[tuple[float, str]]
+    name: str,
+    title: str,
+    description: str,
+    bars: Sequence[Bar],
+    headings: Sequence[str],
+    high: float,
+    marks: Sequence[tuple[float, str]],
 ) -> Markup:
     """Horizontal bars on [0, high] with text columns at the right; `marks` are labelled vertical lines."""
     label_width = min(max(text_width(b.label) for b in bars) + 8, 230)
-    widths = [max(text_width(t) for t in (head, *(b.columns[i] for b in bars if b.columns))) + 14 for i, head in enumerate(headings)]
+    widths = [
+        max(text_width(t) for t in (head, *(b.columns[i] for b in bars if b.columns))) + 14
+        for i, head in enumerate(headings)
+    ]
     top = 40.0
     canvas = Canvas(name, WIDTH, top + ROW * len(bars) + 8, title, description)
     scale = Scale(0, high, label_width + 6, WIDTH - sum(widths) - 4)
@@ -90,8 +99,17 @@ def cost_waterfall(name: str, facts: Facts, case: Case, language: Language) -> M
             change = ("+" if share > 0 else "") + language.percent(share)
         parts = ((0, low, "base" if rung is facts.baseline else "main"), *parts)
         cell = language.unit_cell(index)
-        bars.append(Bar(label, parts, index, (f"{cell.value} ({cell.interval})" if cell.interval else cell.value, change)))
-    highest = max([100.0, *(i.value for i in indices.values()), *(i.high for i in indices.values() if bounded(i))])
+        bars.append(
+            Bar(
+                label,
+                parts,
+                index,
+                (f"{cell.value} ({cell.interval})" if cell.interval else cell.value, change),
+            )
+        )
+    highest = max(
+        [100.0, *(i.value for i in indices.values()), *(i.high for i in indices.values() if bounded(i))]
+    )
     return bar_figure(
         name,
         language("figure.waterfall.title", case=case.name),
@@ -112,7 +130,14 @@ def ceiling_bars(name: str, facts: Facts, case: Case, language: Language) -> Mar
         if share is None or share <= 0:
             continue
         css = "base" if rung is facts.baseline else "main"
-        bars.append(Bar(f"{rung.number} {rung.config.label}", ((0, min(share, 1), css),), None, (language.percent(share),)))
+        bars.append(
+            Bar(
+                f"{rung.number} {rung.config.label}",
+                ((0, min(share, 1), css),),
+                None,
+                (language.percent(share),),
+            )
+        )
     if not bars:
         return None
     return bar_figure(
@@ -126,7 +151,9 @@ def ceiling_bars(name: str, facts: Facts, case: Case, language: Language) -> Mar
     )
 
 
-def frontier(name: str, facts: Facts, family: str, cases: Sequence[Case], language: Language) -> Markup | None:
+def frontier(
+    name: str, facts: Facts, family: str, cases: Sequence[Case], language: Language
+) -> Markup | None:
     """Output rate against median request latency, every rung at every concurrency; the upper left edge is the frontier."""
     points = []
     for order, case in enumerate(cases):
@@ -140,10 +167,14 @@ def frontier(name: str, facts: Facts, family: str, cases: Sequence[Case], langua
     height, left, right, top, bottom = 420.0, 64.0, WIDTH - 16, 34.0, 362.0
     x = Scale.around([p[2].value for p in points], left, right)
     y = Scale.around([p[3].value for p in points], bottom, top)
-    canvas = Canvas(name, WIDTH, height, language("figure.frontier.title", family=family), language("figure.frontier.alt"))
+    canvas = Canvas(
+        name, WIDTH, height, language("figure.frontier.title", family=family), language("figure.frontier.alt")
+    )
     draw_axes(canvas, language, x, y, language("axis.e2e_p50"), language("axis.tokens_per_s"))
     edge = _pareto([(p[2].value, p[3].value) for p in points])
-    canvas.path([(x(a), y(b)) for a, b in edge] if len(edge) > 1 else [(x(edge[0][0]), y(edge[0][1]))] * 2, "frontier")
+    canvas.path(
+        [(x(a), y(b)) for a, b in edge] if len(edge) > 1 else [(x(edge[0][0]), y(edge[0][1]))] * 2, "frontier"
+    )
     centres = [(x(p[2].value), y(p[3].value)) for p in points]
     boxes = [(cx - 6, cy - 6, cx + 6, cy + 6) for cx, cy in centres]
     for (rung, order, latency, rate), (cx, cy) in zip(points, centres, strict=True):
@@ -172,7 +203,11 @@ def latency_cdf(name: str, facts: Facts, case: Case, language: Language) -> Mark
     for key, read in (("axis.e2e", _e2e), ("axis.ttft", _ttft)):
         curves = []
         for rung in case.rungs:
-            values = sorted(v for r in facts.requests.get((rung.id, case.name), ()) if (v := read(r)) is not None and v > 0)
+            values = sorted(
+                v
+                for r in facts.requests.get((rung.id, case.name), ())
+                if (v := read(r)) is not None and v > 0
+            )
             if values:
                 curves.append((rung, _quantiles(values)))
         if curves:
@@ -180,7 +215,9 @@ def latency_cdf(name: str, facts: Facts, case: Case, language: Language) -> Mark
     if not panels:
         return None
     height, top, bottom = 336.0, 34.0, 258.0
-    canvas = Canvas(name, WIDTH, height, language("figure.cdf.title", case=case.name), language("figure.cdf.alt"))
+    canvas = Canvas(
+        name, WIDTH, height, language("figure.cdf.title", case=case.name), language("figure.cdf.alt")
+    )
     gap, width = 70.0, (WIDTH - 56 - 12 - 70.0 * (len(panels) - 1)) / len(panels)
     shown: dict[str, tuple[Rung, str]] = {}
     for column, (key, curves) in enumerate(panels):
@@ -255,7 +292,9 @@ def _free_place(x: float, y: float, width: float, boxes: Sequence[Box], frame: B
         for dx, dy in ((0, -1), (1, -0.6), (-1, -0.6), (1, 0.6), (-1, 0.6), (0, 1.15), (1, 0), (-1, 0)):
             cx, cy = x + dx * (reach + width / 2 - 4), y + dy * reach
             box = (cx - width / 2 - 1, cy - 7, cx + width / 2 + 1, cy + 6)
-            inside = box[0] >= frame[0] and box[1] >= frame[1] - 8 and box[2] <= frame[2] and box[3] <= frame[3]
+            inside = (
+                box[0] >= frame[0] and box[1] >= frame[1] - 8 and box[2] <= frame[2] and box[3] <= frame[3]
+            )
             overlap = sum(_overlap(box, other) for other in boxes) + (0 if inside else 1e3)
             if best is None or overlap < best[0]:
                 best = (overlap, (cx, cy + 4), box)
@@ -309,5 +348,9 @@ def _ttft(request: RequestRecord) -> float | None:
 def _quantiles(values: Sequence[float]) -> list[Point]:
     """(value, share of requests at or below it), at most `CDF_POINTS` of them, first and last kept."""
     n = len(values)
-    picks = sorted({round(i * (n - 1) / (CDF_POINTS - 1)) for i in range(CDF_POINTS)}) if n > CDF_POINTS else range(n)
+    picks = (
+        sorted({round(i * (n - 1) / (CDF_POINTS - 1)) for i in range(CDF_POINTS)})
+        if n > CDF_POINTS
+        else range(n)
+    )
     return [(values[i], (i + 1) / n) for i in picks]

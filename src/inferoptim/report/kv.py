@@ -47,7 +47,9 @@ def _series(facts: Facts, case: Case, rung: Rung) -> KvSeries | None:
     held = sum(reserved for samples in runs.values() for _, _, reserved in samples)
     live = sum(used for samples in runs.values() for _, used, _ in samples)
     times, used, reserved = zip(*runs[index], strict=True)
-    return KvSeries(rung, index, times, used, reserved, rung.config.kv_capacity_tokens, live / held if held else None)
+    return KvSeries(
+        rung, index, times, used, reserved, rung.config.kv_capacity_tokens, live / held if held else None
+    )
 
 
 def _samples(samples: Sequence[TelemetrySample]) -> list[tuple[float, int, int]]:

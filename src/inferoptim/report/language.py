@@ -98,7 +98,9 @@ class Language:
         if value == 0:
             return "0"
         if not 1e-4 <= abs(value) < 1e7:
-            return self.number(value, 1 if f"{value:.3e}"[2:5] == "000" or f"{value:.3e}"[3:6] == "000" else 2)
+            return self.number(
+                value, 1 if f"{value:.3e}"[2:5] == "000" or f"{value:.3e}"[3:6] == "000" else 2
+            )
         plain = f"{value:.6f}".rstrip("0").rstrip(".")
         return self.fixed(value, len(plain.partition(".")[2]))
 
@@ -120,7 +122,11 @@ class Language:
         symbol = _SYMBOLS.get(currency, clean(currency))
         if self._french:
             return f"{self.number(amount)}{_NO_BREAK}{symbol}"
-        return f"{symbol}{self.number(amount)}" if len(symbol) == 1 else f"{symbol}{_NO_BREAK}{self.number(amount)}"
+        return (
+            f"{symbol}{self.number(amount)}"
+            if len(symbol) == 1
+            else f"{symbol}{_NO_BREAK}{self.number(amount)}"
+        )
 
     def seconds(self, value: float | None) -> str:
         return self.unit_cell(value, _time_unit(value)).value or self("not_measured")

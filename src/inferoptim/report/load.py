@@ -29,7 +29,9 @@ def load_records(folder: Path) -> Records:
     """
     run = read_run(folder)
     if run.summary is None:
-        raise DataError(f"{folder} has no summary.json: finish the run with `inferoptim bench --resume {folder}`")
+        raise DataError(
+            f"{folder} has no summary.json: finish the run with `inferoptim bench --resume {folder}`"
+        )
     return Records(run, run.summary, _economics(folder / "economics.json"))
 
 

@@ -27,12 +27,20 @@ def protocol_rows(facts: Facts, language: Language) -> list[Pair]:
         rows.append((language("protocol.runs"), language.integer(len(measured))))
         rows.append((language("protocol.warmups"), language.integer(warmups)))
         rows.append((language("protocol.requests"), language.integer(sum(r.num_requests for r in measured))))
-        rows.append((language("protocol.request_failures"), language.integer(sum(r.num_failed for r in measured))))
+        rows.append(
+            (language("protocol.request_failures"), language.integer(sum(r.num_failed for r in measured)))
+        )
     counts = sorted({m.runs for m in facts.run.summary.metrics})
     if counts:
-        span = language.integer(counts[0]) if len(counts) == 1 else f"{language.integer(counts[0])}–{language.integer(counts[-1])}"
+        span = (
+            language.integer(counts[0])
+            if len(counts) == 1
+            else f"{language.integer(counts[0])}–{language.integer(counts[-1])}"
+        )
         rows.append((language("protocol.runs_each"), span))
-    levels = sorted({m.output_tokens_per_s.confidence for m in facts.run.summary.metrics if m.output_tokens_per_s})
+    levels = sorted(
+        {m.output_tokens_per_s.confidence for m in facts.run.summary.metrics if m.output_tokens_per_s}
+    )
     if levels:
         rows.append((language("protocol.confidence"), language.join(language.percent(c, 0) for c in levels)))
     return rows
@@ -58,14 +66,22 @@ def environment_rows(facts: Facts, language: Language) -> list[Pair]:
     if env.ceilings.num_threads is not None:
         rows.append((language("env.threads"), language.integer(env.ceilings.num_threads)))
     if env.kernels:
-        rows.append((language("env.kernels"), ", ".join(f"{clean(k)}={clean(v)}" for k, v in sorted(env.kernels.items()))))
+        rows.append(
+            (
+                language("env.kernels"),
+                ", ".join(f"{clean(k)}={clean(v)}" for k, v in sorted(env.kernels.items())),
+            )
+        )
     git = missing
     if env.git_commit:
         git = clean(env.git_commit) + (f" ({language('env.dirty')})" if env.git_dirty else "")
     rows += [
         (language("env.git"), git),
         (language("env.os"), clean(env.os)),
-        (language("env.versions"), ", ".join(f"{clean(k)} {clean(v)}" for k, v in sorted(env.versions.items())) or missing),
+        (
+            language("env.versions"),
+            ", ".join(f"{clean(k)} {clean(v)}" for k, v in sorted(env.versions.items())) or missing,
+        ),
         (language("env.started"), clean(env.started_at) if env.started_at else missing),
         (language("env.host"), clean(env.hostname_hash)),
     ]
@@ -87,7 +103,10 @@ def economics_table(facts: Facts, language: Language) -> Table | None:
     levers = list(dict.fromkeys(name for of_method in points for name in of_method))
     if not levers:
         return None
-    rows = tuple(Row(known_lever(name, language), tuple(_points(p.get(name), language) for p in points)) for name in levers)
+    rows = tuple(
+        Row(known_lever(name, language), tuple(_points(p.get(name), language) for p in points))
+        for name in levers
+    )
     heads = tuple(_method(e["method"], language) for e in methods)
     return Table(language("caption.attribution"), language("column.lever"), heads, rows)
 
@@ -101,7 +120,7 @@ def _points(value: Any, language: Language) -> Cell:
     if isinstance(value, Mapping):
         numbers = [value.get(k) for k in ("value", "low", "high")]
         if all(isinstance(n, int | float) for n in numbers):
-            return language.unit_cell(Interval(value=numbers[0], low=numbers[1], high=numbers[2]))  # type: ignore[arg-type]
+            return language.unit_cell(Interval(value=numbers[0], low=numbers[1], high=numbers[2]))
         value = numbers[0]
     return language.unit_cell(value) if isinstance(value, int | float) else Cell()
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from inferoptim.report.language import Language, clean
 
@@ -38,26 +38,36 @@ class Canvas:
         self._shapes: list[Markup] = []
 
     def line(self, x1: float, y1: float, x2: float, y2: float, css: str) -> None:
-        self._shapes.append(Markup('<line class="{}" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(css, *_px(x1, y1, x2, y2)))
+        self._shapes.append(
+            Markup('<line class="{}" x1="{}" y1="{}" x2="{}" y2="{}"/>').format(css, *_px(x1, y1, x2, y2))
+        )
 
     def rect(self, x: float, y: float, width: float, height: float, css: str) -> None:
         self._shapes.append(
-            Markup('<rect class="{}" x="{}" y="{}" width="{}" height="{}"/>').format(css, *_px(x, y, max(width, 0), height))
+            Markup('<rect class="{}" x="{}" y="{}" width="{}" height="{}"/>').format(
+                css, *_px(x, y, max(width, 0), height)
+            )
         )
 
     def circle(self, x: float, y: float, radius: float, css: str) -> None:
-        self._shapes.append(Markup('<circle class="{}" cx="{}" cy="{}" r="{}"/>').format(css, *_px(x, y, radius)))
+        self._shapes.append(
+            Markup('<circle class="{}" cx="{}" cy="{}" r="{}"/>').format(css, *_px(x, y, radius))
+        )
 
     def path(self, points: Sequence[Point], css: str, closed: bool = False) -> None:
         steps = "L".join(" ".join(_px(x, y)) for x, y in points)
         self._shapes.append(Markup('<path class="{}" d="M{}{}"/>').format(css, steps, "Z" if closed else ""))
 
-    def text(self, x: float, y: float, text: str, css: str = "", anchor: str = "start", width: float | None = None) -> None:
+    def text(
+        self, x: float, y: float, text: str, css: str = "", anchor: str = "start", width: float | None = None
+    ) -> None:
         shown = clean(text) if width is None else shorten(clean(text), width)
         full = Markup("<title>{}</title>").format(clean(text)) if shown != clean(text) else Markup()
         at_x, at_y = _px(x, y)
         self._shapes.append(
-            Markup('<text class="{}" x="{}" y="{}" text-anchor="{}">{}{}</text>').format(css, at_x, at_y, anchor, full, shown)
+            Markup('<text class="{}" x="{}" y="{}" text-anchor="{}">{}{}</text>').format(
+                css, at_x, at_y, anchor, full, shown
+            )
         )
 
     def svg(self) -> Markup:
@@ -101,7 +111,9 @@ class Scale:
         return self.start + share * (self.end - self.start)
 
     @classmethod
-    def around(cls, values: Sequence[float], start: float, end: float, zero: bool = False, wide: float = 12) -> Scale:
+    def around(
+        cls, values: Sequence[float], start: float, end: float, zero: bool = False, wide: float = 12
+    ) -> Scale:
         """A scale that shows all `values` with a margin; logarithmic where they span more than `wide` times."""
         low, high = min(values), max(values)
         if low > 0 and high / low > wide and not zero:
@@ -120,7 +132,9 @@ class Scale:
             first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
             decades = range(first, last + 1)
             for mantissas in ((1, 2, 5), (1, 3), (1,)):
-                found = [m * 10.0**d for d in decades for m in mantissas if self.low <= m * 10.0**d <= self.high]
+                found = [
+                    m * 10.0**d for d in decades for m in mantissas if self.low <= m * 10.0**d <= self.high
+                ]
                 if len(found) <= count + 1:
                     return found or [self.low, self.high]
             return found[:: math.ceil(len(found) / count)]
@@ -133,14 +147,23 @@ class Scale:
 
 
 def draw_axes(
-    canvas: Canvas, language: Language, x: Scale, y: Scale, x_label: str, y_label: str, x_percent: bool = False, y_percent: bool = False
+    canvas: Canvas,
+    language: Language,
+    x: Scale,
+    y: Scale,
+    x_label: str,
+    y_label: str,
+    x_percent: bool = False,
+    y_percent: bool = False,
 ) -> None:
     """Grid, tick labels and axis names of one panel; `x` runs rightwards, `y` upwards (start below end)."""
     left, right, bottom, top = x.start, x.end, y.start, y.end
     for tick in y.ticks():
         at = y(tick)
         canvas.line(left, at, right, at, "grid")
-        canvas.text(left - 6, at + 4, language.percent(tick, 0) if y_percent else language.tick(tick), "tick", "end")
+        canvas.text(
+            left - 6, at + 4, language.percent(tick, 0) if y_percent else language.tick(tick), "tick", "end"
+        )
     taken = -math.inf
     for tick in x.ticks(max(3, int((right - left) / 70))):
         at = x(tick)

@@ -11,7 +11,13 @@ from inferoptim.report.facts import Case, Facts, Rung, is_wide, ratio_effect, us
 from inferoptim.report.kv import KvSeries
 from inferoptim.report.language import Cell, Language, clean, finite
 
-_TONES: dict[str, Any] = {"gain": "good", "loss": "bad", "passed": "good", "failed": "bad", "undecided": "muted"}
+_TONES: dict[str, Any] = {
+    "gain": "good",
+    "loss": "bad",
+    "passed": "good",
+    "failed": "bad",
+    "undecided": "muted",
+}
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,11 @@ def effects(facts: Facts, language: Language) -> Table | None:
             cell = language.times_cell(ratio)
             word = language(f"effect.{kind}")
             cells.append(Cell(f"{cell.value} {word}" if cell else "", cell.interval, _TONES.get(kind, "")))
-        below = clean(effect.previous.config.label) if effect.previous else clean(effect.rung.config.previous or "")
+        below = (
+            clean(effect.previous.config.label)
+            if effect.previous
+            else clean(effect.rung.config.previous or "")
+        )
         rows.append(Row(name, (Cell(below), *cells), effect.rung.number))
     heads = (language("column.against"), *(clean(c.name) for c in facts.cases))
     return Table(language("caption.effects"), language("column.configuration"), heads, tuple(rows))
@@ -129,7 +139,9 @@ def ladder(facts: Facts, case: Case, language: Language) -> Table:
 def unmeasured(facts: Facts, language: Language) -> Table:
     """The configurations of a run in which no workload was measured, each with its reason."""
     rows = [
-        Row(clean(r.config.label), number=r.number, note=language("not_measured")) if r.has_speed else _failed_row(r, language)
+        Row(clean(r.config.label), number=r.number, note=language("not_measured"))
+        if r.has_speed
+        else _failed_row(r, language)
         for r in facts.rungs
     ]
     return _table("unmeasured", "configuration", ("reason",), rows, language)
@@ -140,7 +152,11 @@ def tails(facts: Facts, case: Case, language: Language) -> Table | None:
     wanted: list[tuple[str, str]] = []
     for group in ("e2e_s", "ttft_s", "tpot_s", "itl_s"):
         present = {p for m in case.metrics.values() for p, i in getattr(m, group).items() if usable(i)}
-        wanted += [(group, p) for p in ("p50", "p95", "p99") if p in present and (group, p) not in (("ttft_s", "p50"), ("tpot_s", "p50"))]
+        wanted += [
+            (group, p)
+            for p in ("p50", "p95", "p99")
+            if p in present and (group, p) not in (("ttft_s", "p50"), ("tpot_s", "p50"))
+        ]
     if not wanted:
         return None
     rows = [
@@ -161,7 +177,10 @@ def ceiling(facts: Facts, case: Case, language: Language) -> Table | None:
     for rung in case.rungs:
         m = case.metrics[rung.id]
         if any(finite(v) is not None for v in (m.floor_s, m.share_of_possible, m.mbu, m.mfu)):
-            cells = (language.time_cell(m.floor_s), *(language.percent_cell(v) for v in (m.share_of_possible, m.mbu, m.mfu)))
+            cells = (
+                language.time_cell(m.floor_s),
+                *(language.percent_cell(v) for v in (m.share_of_possible, m.mbu, m.mfu)),
+            )
             rows.append(Row(clean(rung.config.label), cells, rung.number))
     if not rows:
         return None
@@ -180,13 +199,27 @@ def distribution(facts: Facts, language: Language) -> Table | None:
             groups = ([("all", record.values)] if record.values else []) + sorted(record.by_language.items())
             for position, (code, values) in enumerate(groups):
                 spoken = language(f"text.{code}") if language.has(f"text.{code}") else clean(code)
-                verdict = Cell(_verdict(record, language), "", "good" if record.passed else "bad") if position == 0 else Cell(" ")
+                verdict = (
+                    Cell(_verdict(record, language), "", "good" if record.passed else "bad")
+                    if position == 0
+                    else Cell(" ")
+                )
                 threshold = Cell(_threshold(record, language)) if position == 0 else Cell(" ")
-                cells = (Cell(spoken), *(_quality_cell(n, values.get(n), language) for n in names), threshold, verdict)
+                cells = (
+                    Cell(spoken),
+                    *(_quality_cell(n, values.get(n), language) for n in names),
+                    threshold,
+                    verdict,
+                )
                 rows.append(Row(clean(rung.config.label), cells, rung.number))
     if not rows:
         return None
-    heads = (language("column.text"), *(_value_name(n, language) for n in names), language("column.threshold"), language("column.quality"))
+    heads = (
+        language("column.text"),
+        *(_value_name(n, language) for n in names),
+        language("column.threshold"),
+        language("column.quality"),
+    )
     return Table(language("caption.distribution"), language("column.configuration"), heads, tuple(rows))
 
 
@@ -212,7 +245,9 @@ def identity(facts: Facts, language: Language) -> Table | None:
             rows.append(Row(clean(rung.config.label), cells, rung.number))
     if not rows:
         return None
-    return _table("identity", "configuration", ("check", "measured", "threshold", "quality", "detail"), rows, language)
+    return _table(
+        "identity", "configuration", ("check", "measured", "threshold", "quality", "detail"), rows, language
+    )
 
 
 def costs(facts: Facts, language: Language) -> Table | None:
@@ -225,7 +260,9 @@ def costs(facts: Facts, language: Language) -> Table | None:
             rows.append(_failed_row(rung, language))
             continue
         metrics = [case.metrics.get(rung.id) for case in facts.cases]
-        rows.append(Row(clean(rung.config.label), tuple(_money(m, facts, language) for m in metrics), rung.number))
+        rows.append(
+            Row(clean(rung.config.label), tuple(_money(m, facts, language) for m in metrics), rung.number)
+        )
     heads = tuple(clean(c.name) for c in facts.cases)
     return Table(language("caption.costs"), language("column.configuration"), heads, tuple(rows))
 
@@ -237,9 +274,17 @@ def telemetry(facts: Facts, language: Language) -> Table | None:
         runs = [r for key, found in facts.measured_runs.items() if key[0] == rung.id for r in found]
         samples = [s for key, found in facts.telemetry.items() if key[0] == rung.id for s in found]
         metrics = [m for m in facts.run.summary.metrics if m.config_id == rung.id]
-        rss = _most([m.peak_rss_bytes for m in metrics] + [r.peak_rss_bytes for r in runs] + [s.rss_bytes for s in samples])
+        rss = _most(
+            [m.peak_rss_bytes for m in metrics]
+            + [r.peak_rss_bytes for r in runs]
+            + [s.rss_bytes for s in samples]
+        )
         cpu = [(r.cpu_s, r.wall_s) for r in runs if r.cpu_s is not None and r.wall_s > 0]
-        cores = sum(c for c, _ in cpu) / sum(w for _, w in cpu) if cpu else _mean([s.cpu_percent for s in samples], 0.01)
+        cores = (
+            sum(c for c, _ in cpu) / sum(w for _, w in cpu)
+            if cpu
+            else _mean([s.cpu_percent for s in samples], 0.01)
+        )
         energy = [(r.energy_j, r.output_tokens) for r in runs if r.energy_j is not None and r.output_tokens]
         joules = sum(e for e, _ in energy) / sum(t for _, t in energy) if energy else None
         c = rung.config
@@ -276,10 +321,16 @@ def kv_sharing(pairs: Sequence[tuple[Case, Sequence[KvSeries]]], language: Langu
         for case, pair in pairs
         for s in pair
     ]
-    return _table("kv", "configuration", ("kv_live", "kv_held", "kv_used", "kv_capacity"), rows, language) if rows else None
+    return (
+        _table("kv", "configuration", ("kv_live", "kv_held", "kv_used", "kv_capacity"), rows, language)
+        if rows
+        else None
+    )
 
 
-def _table(caption: str, heading: str, columns: Sequence[str], rows: Sequence[Row], language: Language) -> Table:
+def _table(
+    caption: str, heading: str, columns: Sequence[str], rows: Sequence[Row], language: Language
+) -> Table:
     heads = tuple(language(f"column.{c}") for c in columns)
     return Table(language(f"caption.{caption}"), language(f"column.{heading}"), heads, tuple(rows))
 
@@ -287,7 +338,12 @@ def _table(caption: str, heading: str, columns: Sequence[str], rows: Sequence[Ro
 def _failed_row(rung: Rung, language: Language) -> Row:
     reason = clean(rung.reason)
     words = language(f"status.{rung.status}")
-    return Row(clean(rung.config.label), number=rung.number, note=f"{words}: {reason}" if reason else words, tone="bad")
+    return Row(
+        clean(rung.config.label),
+        number=rung.number,
+        note=f"{words}: {reason}" if reason else words,
+        tone="bad",
+    )
 
 
 def _versus(metric: MetricSummary, other: str, rung: Rung, language: Language) -> Cell:
@@ -301,7 +357,11 @@ def _versus(metric: MetricSummary, other: str, rung: Rung, language: Language) -
         return cell
     separated = metric.separated_from_previous if other == "previous" else None
     kind = ratio_effect(ratio, separated)
-    return Cell(cell.value + (f" {language('undecided_mark')}" if kind == "undecided" else ""), cell.interval, _TONES.get(kind, ""))
+    return Cell(
+        cell.value + (f" {language('undecided_mark')}" if kind == "undecided" else ""),
+        cell.interval,
+        _TONES.get(kind, ""),
+    )
 
 
 def _money(metric: MetricSummary | None, facts: Facts, language: Language) -> Cell:
@@ -343,7 +403,10 @@ def _quality_cell(name: str, value: Interval | float | None, language: Language)
 
 
 def _threshold(record: QualityRecord, language: Language) -> str:
-    parts = (f"{_value_name(n, language)} {_quality_cell(n, v, language).value}" for n, v in sorted(record.threshold.items()))
+    parts = (
+        f"{_value_name(n, language)} {_quality_cell(n, v, language).value}"
+        for n, v in sorted(record.threshold.items())
+    )
     return ", ".join(parts) or language("none_stated")
 
 

@@ -138,14 +138,21 @@ def known_lever(lever: str, language: Language) -> str:
 
 def lever_name(rung: Rung, language: Language) -> str:
     """The lever that a rung adds, in the report's language; the rung's own label where it adds none."""
-    return known_lever(rung.config.added_lever, language) if rung.config.added_lever else clean(rung.config.label)
+    return (
+        known_lever(rung.config.added_lever, language)
+        if rung.config.added_lever
+        else clean(rung.config.label)
+    )
 
 
 def _places(effects: Effects, wanted: str, facts: Facts, language: Language) -> str:
     found = [(name, ratio) for name, (kind, ratio) in effects.by_case.items() if kind == wanted and ratio]
     if len(facts.cases) == 1:
         return ", ".join(language.times_cell(ratio).value for _, ratio in found)
-    return ", ".join(language("verdict.ratio_at", ratio=language.times_cell(r).value, case=clean(name)) for name, r in found)
+    return ", ".join(
+        language("verdict.ratio_at", ratio=language.times_cell(r).value, case=clean(name))
+        for name, r in found
+    )
 
 
 def _with_reason(rung: Rung, language: Language) -> str:
@@ -165,7 +172,9 @@ def _next_steps(facts: Facts, language: Language) -> list[str]:
         if case.tied and case.fastest:
             names = language.join(clean(r.config.label) for r in (case.fastest, *case.tied))
             steps.append(language("next.tied", where=clean(case.name), names=names))
-    if any(kind == "undecided" for e in facts.effects for kind, _ in e.by_case.values()) or any(c.tied for c in facts.cases):
+    if any(kind == "undecided" for e in facts.effects for kind, _ in e.by_case.values()) or any(
+        c.tied for c in facts.cases
+    ):
         steps.append(language("next.measure_longer"))
     broke = [r for r in facts.rungs if r.status == "failed_quality"]
     if broke:
@@ -200,7 +209,14 @@ def _room(facts: Facts, language: Language) -> list[str]:
     if not shares:
         return []
     share, case = min(shares, key=lambda pair: pair[0])
-    return [language("next.room", where=clean(case.name), share=language.percent(share), factor=language.times(1 / share))]
+    return [
+        language(
+            "next.room",
+            where=clean(case.name),
+            share=language.percent(share),
+            factor=language.times(1 / share),
+        )
+    ]
 
 
 def computed_warnings(facts: Facts, language: Language) -> list[str]:
@@ -210,19 +226,31 @@ def computed_warnings(facts: Facts, language: Language) -> list[str]:
         wide = [r for r in case.rungs if _half_width(case.metrics[r.id].output_tokens_per_s) > 0.10]
         if wide:
             names = language.join(
-                f"{clean(r.config.label)} (± {language.percent(_half_width(case.metrics[r.id].output_tokens_per_s), 0)})" for r in wide
+                f"{clean(r.config.label)} (± {language.percent(_half_width(case.metrics[r.id].output_tokens_per_s), 0)})"
+                for r in wide
             )
             found.append(language("warning.wide", where=clean(case.name), names=names))
-        single = [clean(r.config.label) for r in case.rungs if bounded(case.metrics[r.id].output_tokens_per_s) is None]
+        single = [
+            clean(r.config.label)
+            for r in case.rungs
+            if bounded(case.metrics[r.id].output_tokens_per_s) is None
+        ]
         if single:
             found.append(language("warning.no_interval", where=clean(case.name), names=language.join(single)))
         beyond = [
-            clean(r.config.label) for r in case.rungs if (finite(case.metrics[r.id].share_of_possible) or 0) > 1
+            clean(r.config.label)
+            for r in case.rungs
+            if (finite(case.metrics[r.id].share_of_possible) or 0) > 1
         ]
         if beyond:
             found.append(language("warning.beyond", where=clean(case.name), names=language.join(beyond)))
     found += [
-        language("warning.failed", name=clean(r.config.label), status=language(f"status.{r.status}"), reason=clean(r.reason) or "–")
+        language(
+            "warning.failed",
+            name=clean(r.config.label),
+            status=language(f"status.{r.status}"),
+            reason=clean(r.reason) or "–",
+        )
         for r in facts.failed
     ]
     return found

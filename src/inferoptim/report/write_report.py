@@ -50,7 +50,11 @@ def write_report(folder: Path, language: LanguageCode = "en") -> Path:
 def render(facts: Facts, language: Language) -> tuple[str, str]:
     """(HTML, Markdown) of one run."""
     content = _content(facts, language)
-    html = _environment(autoescape=True).get_template("report.html.j2").render(content, css=Markup(_template("report.css")))
+    html = (
+        _environment(autoescape=True)
+        .get_template("report.html.j2")
+        .render(content, css=Markup(_template("report.css")))
+    )
     markdown = _environment(autoescape=False).get_template("report.md.j2").render(content)
     return html, markdown
 
@@ -130,7 +134,9 @@ def _template(name: str) -> str:
 
 def _confidence(facts: Facts, language: Language) -> str:
     """'95%', from the intervals themselves."""
-    levels = sorted({m.output_tokens_per_s.confidence for m in facts.run.summary.metrics if m.output_tokens_per_s})
+    levels = sorted(
+        {m.output_tokens_per_s.confidence for m in facts.run.summary.metrics if m.output_tokens_per_s}
+    )
     return language.join(language.percent(level, 0) for level in levels) or language("none_stated")
 
 
@@ -146,7 +152,9 @@ def _write(file: Path, text: str) -> Path:
         os.chmod(aside, 0o644)
         os.replace(aside, file)
     except OSError as error:
-        raise CapacityError(f"{file}: cannot be written ({error.strerror}); free room or choose another folder") from error
+        raise CapacityError(
+            f"{file}: cannot be written ({error.strerror}); free room or choose another folder"
+        ) from error
     finally:
         if aside is not None:
             Path(aside).unlink(missing_ok=True)

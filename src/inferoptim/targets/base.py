@@ -27,7 +27,9 @@ class TargetResponse:
     request_id: str
     token_ids: tuple[int, ...]
     sent_s: float
-    token_times_s: tuple[float, ...] | None  # when each token reached the client; None where the target does not stream
+    token_times_s: (
+        tuple[float, ...] | None
+    )  # when each token reached the client; None where the target does not stream
     finished_s: float
     num_cached_prompt_tokens: int = 0
     error: str | None = None

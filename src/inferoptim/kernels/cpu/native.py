@@ -12,54 +12,45 @@ from typing import Any
 
 import torch
 
-from inferoptim.quant.formats import DenseWeight, Int8Weight, Linear
-
-_KINDS = {torch.float32: 0, torch.bfloat16: 1}
-_INT8_DYNAMIC, _INT8_WEIGHT_ONLY = 2, 3
+LINEAR_KINDS = {torch.float32: 0, torch.bfloat16: 1}  # of a dense weight
+INT8_DYNAMIC, INT8_WEIGHT_ONLY = 2, 3
 KV_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 
 
 class LinearSource(Structure):
-    _fields_ = [("kind", c_int32), ("n", c_int32), ("k", c_int32)] + [
-        (name, c_void_p) for name in ("weight", "scale", "bias")
-    ]
+    _fields_ = (
+        *((name, c_int32) for name in ("kind", "n", "k")),
+        *((name, c_void_p) for name in ("weight", "scale", "bias")),
+    )
 
 
 class LayerSource(Structure):
     _fields_ = (
-        [(name, LinearSource) for name in ("qkv", "o", "gate_up", "down")]
-        + [(name, c_void_p) for name in ("input_norm", "post_norm", "q_norm", "k_norm")]
-        + [("window", c_int32)]
+        *((name, LinearSource) for name in ("qkv", "o", "gate_up", "down")),
+        *((name, c_void_p) for name in ("input_norm", "post_norm", "q_norm", "k_norm")),
+        ("window", c_int32),
     )
 
 
 class ModelSource(Structure):
-    _fields_ = [
-        (name, c_int32)
-        for name in ("hidden", "intermediate", "layers", "heads", "kv_heads", "head_dim", "vocab", "threads")
-    ] + [("eps", c_float), ("embedding_type", c_int32), ("embedding", c_void_p), ("final_norm", c_void_p)]
+    _fields_ = (
+        *((name, c_int32) for name in ("hidden", "intermediate", "layers")),
+        *((name, c_int32) for name in ("heads", "kv_heads", "head_dim", "vocab", "threads")),
+        ("eps", c_float),
+        ("embedding_type", c_int32),
+        ("embedding", c_void_p),
+        ("final_norm", c_void_p),
+    )
 
 
 class Step(Structure):
-    _fields_ = [
-        (name, c_int32)
-        for name in (
-            "tokens",
-            "sequences",
-            "rows",
-            "table_width",
-            "block_size",
-            "kv_type",
-            "longest",
-            "greedy",
-        )
-    ] + [
-        (name, c_void_p)
-        for name in (
-            *("token_ids", "slots", "query_start", "context", "tables", "logit_rows", "cos", "sin"),
-            *("k", "v", "k_scale", "v_scale", "logits", "chosen"),
-        )
-    ]
+    _fields_ = (
+        *((name, c_int32) for name in ("tokens", "sequences", "rows", "table_width", "block_size")),
+        *((name, c_int32) for name in ("kv_type", "longest", "greedy")),
+        *((name, c_void_p) for name in ("token_ids", "slots", "query_start", "context", "tables")),
+        *((name, c_void_p) for name in ("logit_rows", "cos", "sin")),
+        *((name, c_void_p) for name in ("k", "v", "k_scale", "v_scale", "logits", "chosen")),
+    )
 
 
 def declare(library: ctypes.CDLL) -> ctypes.CDLL:
@@ -86,18 +77,6 @@ class Keep:
         tensor = tensor.to(dtype=dtype or tensor.dtype).contiguous()
         self._tensors.append(tensor)
         return tensor.data_ptr()
-
-    def linear(self, weight: Linear) -> LinearSource:
-        """A layer's weight as the native side takes it: the type decides the kernel."""
-        n, k = weight.shape
-        bias = self.address(weight.bias, torch.float32)
-        if isinstance(weight, Int8Weight):
-            kind = _INT8_DYNAMIC if weight.dynamic_activations else _INT8_WEIGHT_ONLY
-            return LinearSource(
-                kind, n, k, self.address(weight.q), self.address(weight.scale, torch.float32), bias
-            )
-        assert isinstance(weight, DenseWeight)
-        return LinearSource(_KINDS[weight.weight.dtype], n, k, self.address(weight.weight), None, bias)
 
 
 class NativeModel:
