@@ -22,11 +22,11 @@ def escape(text: object) -> str:
     return html.escape(str(text))
 
 
-def document(title: str, body: str, style: str, script: str = "", lang: str = "en") -> str:
-    """A whole page. `body`, `style` and `script` are trusted; escape what comes from users before."""
+def document(title: str, body: str, style: str, script: str = "", lang: str = "en", head: str = "") -> str:
+    """A whole page. `body`, `style`, `script` and `head` are trusted; escape what comes from users before."""
     code = f"<script>{script}</script>" if script else ""
     return (
         f'<!doctype html>\n<html lang="{lang}"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{BASE_STYLE}{style}</style></head><body>{body}{code}</body></html>\n"
+        f"{head}<title>{escape(title)}</title><style>{BASE_STYLE}{style}</style></head><body>{body}{code}</body></html>\n"
     )

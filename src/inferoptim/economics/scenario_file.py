@@ -12,6 +12,7 @@ from inferoptim.economics.checks import positive
 from inferoptim.economics.scenario import BY_NAME, WHOLE, check_input, complete, compute
 from inferoptim.economics.toml_file import read_toml
 from inferoptim.economics.uncertainty import DRAWS, Bar, Range, Spread, monte_carlo, parse_range, tornado
+from inferoptim.economics.vector import rint
 from inferoptim.errors import ConfigError
 
 NO_RANGE = ("horizon_months", "gpus_per_node")
@@ -22,9 +23,27 @@ class Lever:
     """One switch of the simulator: GPU time with it over GPU time without, and who says so."""
 
     name: str
-    factor: float
+    factor: float | Range
     source: str
     on: bool = True
+
+    @property
+    def input_name(self) -> str:
+        """Its name among the inputs that may vary: kept apart from the inputs of the scenario."""
+        return f"lever: {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One configuration that a run measured: its GPU time over the baseline's. Choices exclude each other.
+
+    Factors of single levers are not multiplied here: only what was measured together is offered.
+    """
+
+    id: str
+    label: str
+    factor: float | Range
+    caveats: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +56,29 @@ class Scenario:
     assumed: tuple[str, ...] = ()  # inputs left at their start value
     title: str = ""
     notes: tuple[str, ...] = field(default=())
+    choices: tuple[Choice, ...] = ()
+    chosen: str = ""  # id of the choice that `factor` is of
 
     def central(self) -> dict[str, float]:
         """Every input at its mode."""
-        return {name: v.mode if isinstance(v, Range) else v for name, v in self.inputs.items()}
+        return {name: middle(v) for name, v in self.inputs.items()}
+
+    def varying(self) -> dict[str, float | Range]:
+        """The inputs, and beside them the levers that are on: what Monte-Carlo and tornado move."""
+        return {**self.inputs, **{lv.input_name: lv.factor for lv in self.levers if lv.on}}
+
+    def model(self, x: Mapping[str, Any]) -> dict[str, Any]:
+        """`compute` on `varying()` or draws of it: levers multiply into `factor`, counts are whole."""
+        values = {name: rint(x[name]) if name in WHOLE else x[name] for name in BY_NAME}
+        on = [x[lv.input_name] for lv in self.levers if lv.on]
+        if self.levers:
+            values["factor"] = math.prod(on) if on else 1.0
+        return compute(values)
+
+
+def middle(value: float | Range) -> float:
+    """The mode of a range; a number itself."""
+    return value.mode if isinstance(value, Range) else value
 
 
 def build(
@@ -50,6 +88,8 @@ def build(
     levers: Sequence[Lever] = (),
     title: str = "",
     notes: Sequence[str] = (),
+    choices: Sequence[Choice] = (),
+    chosen: str = "",
 ) -> Scenario:
     """Check stated inputs (numbers or ranges) and fill the rest with start values.
 
@@ -69,12 +109,18 @@ def build(
             values[name] = check_input(name, value)
     if levers and "factor" in values:
         raise ConfigError("state either `factor` or levers, not both: levers multiply into the factor")
+    if len({lv.name for lv in levers}) < len(levers):
+        raise ConfigError("two levers have the same name")
+    for lever in levers:
+        low = lever.factor.low if isinstance(lever.factor, Range) else lever.factor
+        positive(f"factor of {lever.name}", low)
     if levers:
-        values["factor"] = math.prod(positive(f"factor of {lv.name}", lv.factor) for lv in levers if lv.on)
+        product = math.prod(middle(lv.factor) for lv in levers if lv.on)
+        values["factor"] = check_input("factor", product)
     filled = complete({name: v for name, v in values.items() if not isinstance(v, Range)})
     inputs = {name: values.get(name, filled[name]) for name in BY_NAME}
     assumed = tuple(name for name in BY_NAME if name not in values)
-    return Scenario(inputs, currency, tuple(levers), assumed, title, tuple(notes))
+    return Scenario(inputs, currency, tuple(levers), assumed, title, tuple(notes), tuple(choices), chosen)
 
 
 def read_scenario(path: Path) -> Scenario:
@@ -99,9 +145,9 @@ def _from_data(data: Mapping[str, Any]) -> Scenario:
         extra = sorted(set(entry) - {"name", "factor", "source", "on"})
         if extra or "name" not in entry or "factor" not in entry or "source" not in entry:
             raise ConfigError("a lever has name, factor and source (and on = true/false), nothing else")
-        levers.append(
-            Lever(str(entry["name"]), entry["factor"], str(entry["source"]), bool(entry.get("on", True)))
-        )
+        name = str(entry["name"])
+        factor = parse_range(f"factor of {name}", entry["factor"])
+        levers.append(Lever(name, factor, str(entry["source"]), bool(entry.get("on", True))))
     return build(
         data.get("inputs", {}),
         currency=str(data.get("currency", "EUR")).upper(),
@@ -112,20 +158,18 @@ def _from_data(data: Mapping[str, Any]) -> Scenario:
 
 def spreads(scenario: Scenario, draws: int = DRAWS, seed: int = 0) -> dict[str, Spread]:
     """Every output of the scenario with its spread over the ranges of the inputs."""
-    import numpy as np
-
-    def model(x: Mapping[str, Any]) -> dict[str, Any]:
-        return compute(
-            {k: np.rint(v) if k in WHOLE and not isinstance(v, float) else v for k, v in x.items()}
-        )
-
-    bounds = {}
-    for name, spec in BY_NAME.items():
-        low = max(spec.low, 0.0) + 1e-12 if spec.strict else spec.low
-        bounds[name] = (low, spec.high)
-    return monte_carlo(model, scenario.inputs, draws, seed, bounds)
+    return monte_carlo(scenario.model, scenario.varying(), draws, seed, bounds_of(scenario))
 
 
 def drivers(scenario: Scenario, output: str) -> tuple[Bar, ...]:
     """Tornado of one output of the scenario."""
-    return tornado(compute, scenario.inputs, output)
+    return tornado(scenario.model, scenario.varying(), output)
+
+
+def bounds_of(scenario: Scenario) -> dict[str, tuple[float, float]]:
+    """Where draws of each input are stopped: the tails of a measured range can leave what an input allows."""
+    factor = (1e-12, BY_NAME["factor"].high)
+    bounds = {lever.input_name: factor for lever in scenario.levers}
+    for name, spec in BY_NAME.items():
+        bounds[name] = (spec.low + 1e-12 if spec.strict else spec.low, spec.high)
+    return bounds

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 from inferoptim.economics.checks import finite, whole
+from inferoptim.economics.draws import stream_key, unit_draws
 from inferoptim.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -102,9 +102,7 @@ def draw(
 
     result = {}
     for name, spread in ranges.items():
-        stream = np.random.default_rng([seed, zlib.crc32(name.encode())])
-        # Cell centres keep u off 0 and 1, where the normal quantile is infinite.
-        u = (stream.integers(0, 1 << 52, whole("draws", draws)) + 0.5) / (1 << 52)
+        u = unit_draws(stream_key(name, seed), whole("draws", draws))
         values = spread.quantile(u)
         if bounds and name in bounds:
             values = np.clip(values, *bounds[name])

@@ -19,6 +19,15 @@ def ceil(value: Any) -> Any:
     return float(math.ceil(value))
 
 
+def rint(value: Any) -> Any:
+    """Nearest whole number (halves to even), as a float."""
+    if _is_array(value):
+        import numpy as np
+
+        return np.rint(value)
+    return float(round(value))
+
+
 def maximum(a: Any, b: Any) -> Any:
     """The larger of both, element by element."""
     if _is_array(a, b):

@@ -172,13 +172,10 @@ def cost_of(
 ) -> TokenCost:
     """Token cost of one measured configuration; `options` are further fields of `Serving` (utilisation, goodput, …)."""
     assert metric.output_tokens_per_s is not None
-    requests = sum(r.num_requests for r in runs)
+    tokens = tokens_per_request(runs)
     shape: dict[str, Any] = {}
-    if requests and sum(r.output_tokens for r in runs):
-        shape = {
-            "input_tokens_per_request": (sum(r.prompt_tokens for r in runs) / requests) or None,
-            "output_tokens_per_request": sum(r.output_tokens for r in runs) / requests,
-        }
+    if tokens:
+        shape = {"input_tokens_per_request": tokens[0] or None, "output_tokens_per_request": tokens[1]}
     fields: dict[str, Any] = {
         "price_per_hour": price,
         "currency": currency,
@@ -188,6 +185,14 @@ def cost_of(
         **shape,
     }
     return token_cost(Serving(**{**fields, **{k: v for k, v in options.items() if v is not None}}))
+
+
+def tokens_per_request(runs: list[RunRecord]) -> tuple[float, float] | None:
+    """Mean (prompt, output) tokens of a request over `runs`; None where nothing was produced."""
+    requests, outputs = sum(r.num_requests for r in runs), sum(r.output_tokens for r in runs)
+    if not requests or not outputs:
+        return None
+    return sum(r.prompt_tokens for r in runs) / requests, outputs / requests
 
 
 def per_million_interval(rate: Interval, cost: TokenCost) -> Interval:
