@@ -139,6 +139,7 @@ class SamplingParams(BaseModel):
     )
     prompt_logprobs: int | None = Field(None, ge=0, le=50)
     include_stop_str_in_output: bool = False
+    grammar: str | None = Field(None, description="llguidance grammar that the output follows to its end.")
 
     @model_validator(mode="after")
     def _finite(self) -> SamplingParams:
@@ -158,6 +159,8 @@ class SamplingParams(BaseModel):
             raise ValueError("an empty stop string would stop everything")
         if self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens ({self.min_tokens}) is above max_tokens ({self.max_tokens})")
+        if self.grammar is not None and (self.ignore_eos or self.min_tokens):
+            raise ValueError("grammar: a grammar says where the output ends; drop ignore_eos and min_tokens")
         return self
 
     @classmethod

@@ -18,6 +18,7 @@ START = "Start here"
 TRAFFIC = "Know your traffic"
 MONEY = "What it is worth"
 SIZE = "Size it"
+SERVE = "Run it"
 
 COMMANDS = (
     CommandEntry(
@@ -71,6 +72,12 @@ COMMANDS = (
     ),
     CommandEntry(
         "lint", "inferoptim.cli.claims:lint", "Is a published benchmark row physically possible?", MONEY
+    ),
+    CommandEntry(
+        "serve",
+        "inferoptim.cli.serve:serve",
+        "OpenAI-compatible server with Prometheus metrics and live cost.",
+        SERVE,
     ),
     CommandEntry(
         "plan",

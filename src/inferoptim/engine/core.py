@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,28 +15,17 @@ import torch
 from inferoptim import __version__
 from inferoptim.config import DEFAULT_KV_BUDGET_BYTES, EngineConfig
 from inferoptim.engine.blocks import BlockAllocator
+from inferoptim.engine.grammar import GrammarCompiler, GrammarState
 from inferoptim.engine.kv_cache import allocate_kv_cache, bytes_per_token, num_blocks_within
 from inferoptim.engine.loading import choose_device, load_draft, load_target
-from inferoptim.engine.request import FinishReason, Request, Sequence, TokenLogprobs
+from inferoptim.engine.request import FinishReason, Request, Sequence, TokenOutput
 from inferoptim.engine.runner import DecoderLike, Runner
 from inferoptim.engine.scheduler import Scheduler, SchedulerConfig
 from inferoptim.engine.speculative import DraftModelProposer, PromptLookupProposer, Proposer, Speculator
-from inferoptim.engine.step import StepResult
+from inferoptim.engine.step import StepPlan, StepResult
 from inferoptim.errors import ConfigError, RequestError
 from inferoptim.models.batch import Batch
 from inferoptim.models.hub import ModelFiles, resolve_model
-
-
-@dataclass(frozen=True, slots=True)
-class TokenOutput:
-    """What one step gave one request."""
-
-    request_id: str
-    token_ids: tuple[int, ...]  # new ones only
-    finish_reason: FinishReason | None
-    num_cached_tokens: int  # prompt tokens that came from the prefix cache
-    logprobs: tuple[TokenLogprobs, ...] | None = None
-    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
 class EngineCore:
@@ -81,7 +69,8 @@ class EngineCore:
             chunked_prefill=config.chunked_prefill,
         )
         self._scheduler = Scheduler(scheduler_config, BlockAllocator(self._num_blocks, config.block_size))
-        self._runner = self._make_runner(self._decoder)
+        self._grammar_compiler: GrammarCompiler | None = None
+        self._runner = self._make_runner(self._decoder, grammars=self)
         proposer: Proposer | None = None
         if draft is not None:
             proposer = DraftModelProposer(self._make_runner(draft), config.block_size)
@@ -94,7 +83,18 @@ class EngineCore:
         ] = {}  # tokens of each sequence that step() has already given out, or the prompt's
         self._rows: dict[int, str] = {}  # request by row of the batch
         self._step_s = 0.0
+        self._latest: StepPlan | None = None
         self.load_s = time.perf_counter() - started
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding: one more than the highest token id."""
+        return self.spec.vocab_size
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Ids that end a sequence unless it ignores them."""
+        return self.spec.eos_token_ids
 
     # -- requests ---------------------------------------------------------------------------------------------------
 
@@ -102,7 +102,7 @@ class EngineCore:
         """Queue a request.
 
         Raises:
-            RequestError: an empty prompt, a token id outside the vocabulary, or a prompt longer than the context.
+            RequestError: an empty prompt, a grammar that cannot be used, a token id outside the vocabulary, or a prompt longer than the context.
             CapacityError: it could never fit the KV-cache.
         """
         vocab = self.spec.vocab_size
@@ -112,8 +112,21 @@ class EngineCore:
             raise RequestError(
                 f"request {request.request_id}: token id {wrong} is outside the vocabulary (0…{vocab - 1})"
             )
+        if request.sampling.grammar is not None:
+            self._compiler().check(request.sampling.grammar)
         self._running[request.request_id] = self._scheduler.add(request)
         self._reported[request.request_id] = len(request.prompt_token_ids)
+
+    def start_grammar(self, grammar: str, token_ids: SequenceOf[int]) -> GrammarState:
+        """The state of a grammar after `token_ids` of output; for the runner, at a sequence's admission."""
+        return self._compiler().start(grammar, token_ids)
+
+    def _compiler(self) -> GrammarCompiler:
+        if self._grammar_compiler is None:
+            self._grammar_compiler = GrammarCompiler(
+                self.files.folder, self.spec.vocab_size, self.spec.eos_token_ids
+            )
+        return self._grammar_compiler
 
     def abort(self, request_id: str) -> None:
         """Forget a request, whatever its state; unknown or finished ids are ignored."""
@@ -143,6 +156,7 @@ class EngineCore:
         plan = self._scheduler.schedule(time.perf_counter())
         if plan is None:
             return []
+        self._latest = plan
         result = self._runner.execute(plan)
         self._step_s += result.step_s
         for admission in plan.admitted:
@@ -189,6 +203,12 @@ class EngineCore:
     def counters(self) -> dict[str, float]:
         """Monotonic counters since load: the scheduler's, and the seconds spent executing steps."""
         return {**self._scheduler.counters(), "step_s": self._step_s}
+
+    def step_work(self) -> list[tuple[str, int, int]]:
+        """What the latest step computed: (request id, position of the first token, tokens) of each sequence."""
+        if self._latest is None:
+            return []
+        return [(self._rows[s.slot], s.start, s.num_tokens) for s in self._latest.sequences]
 
     def kv_usage(self) -> dict[str, int]:
         """Tokens whose KV is live, tokens' worth of memory that sequences hold, and the sequences themselves."""
@@ -285,7 +305,7 @@ class EngineCore:
             blocks, config.max_num_seqs * -(-(self.max_model_len + self._lookahead) // config.block_size)
         )
 
-    def _make_runner(self, decoder: DecoderLike) -> Runner:
+    def _make_runner(self, decoder: DecoderLike, grammars: EngineCore | None = None) -> Runner:
         config = self.config
         kv = allocate_kv_cache(
             decoder.spec,
@@ -304,4 +324,5 @@ class EngineCore:
             contiguous=not config.paged_kv,
             seed=config.seed,
             eos_token_ids=self.spec.eos_token_ids,
+            grammars=grammars,
         )

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
 from inferoptim.config import EngineConfig, SamplingParams
-from inferoptim.engine.core import EngineCore, TokenOutput
+from inferoptim.engine.core import EngineCore
 from inferoptim.engine.output import RequestOutput, TextStream
-from inferoptim.engine.request import Request
+from inferoptim.engine.request import Request, TokenOutput
 from inferoptim.errors import RequestError
 from inferoptim.models.tokenizer import Tokenizer, load_tokenizer
 

@@ -41,6 +41,18 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenOutput:
+    """What one step gave one request."""
+
+    request_id: str
+    token_ids: tuple[int, ...]  # new ones only
+    finish_reason: FinishReason | None
+    num_cached_tokens: int  # prompt tokens that came from the prefix cache
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """What a caller asked. Immutable; the engine never writes here."""
 

@@ -8,12 +8,14 @@ that sample with more than an argmax.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 import torch
 
 from inferoptim.config import SamplingParams
+from inferoptim.engine.grammar import GrammarState
 from inferoptim.engine.request import TokenLogprobs
 from inferoptim.engine.sampler import RowContext, logprobs_of, request_seed, sample
 from inferoptim.engine.step import Admission, ScheduledSequence, SequenceResult, StepPlan, StepResult
@@ -32,6 +34,12 @@ class DecoderLike(Protocol):
     def forward(self, batch: Batch, kv: KVCache) -> torch.Tensor: ...
 
 
+class GrammarSource(Protocol):
+    """Where the state of a grammar comes from: `EngineCore`."""
+
+    def start_grammar(self, grammar: str, token_ids: Sequence[int]) -> GrammarState: ...
+
+
 class Runner:
     """One model, one KV-cache, `max_num_seqs` rows."""
 
@@ -46,8 +54,11 @@ class Runner:
         contiguous: bool = False,
         seed: int = 0,
         eos_token_ids: tuple[int, ...] = (),
+        grammars: GrammarSource | None = None,
     ) -> None:
         self._decoder = decoder
+        self._grammars = grammars
+        self._states: dict[int, GrammarState] = {}  # by row, of the sequences that follow a grammar
         self._kv = kv
         self._contiguous = contiguous
         self._seed = seed
@@ -84,6 +95,7 @@ class Runner:
     def _apply(self, plan: StepPlan) -> None:
         for slot in plan.released:
             self._rows[slot] = None
+            self._states.pop(slot, None)
         for admission in plan.admitted:
             slot = admission.slot
             self._rows[slot] = admission
@@ -92,6 +104,9 @@ class Runner:
             self._block_tables[slot] = 0
             self._seeds[slot] = request_seed(admission.sampling, admission.request_id, self._seed)
             self._plain[slot] = _is_plain(admission.sampling)
+            if self._grammars is not None and admission.sampling.grammar is not None:
+                generated = admission.token_ids[admission.num_prompt :]
+                self._states[slot] = self._grammars.start_grammar(admission.sampling.grammar, generated)
         for slot, blocks in plan.new_blocks:
             n = self._num_blocks[slot]
             self._block_tables[slot, n : n + len(blocks)] = blocks
@@ -186,6 +201,8 @@ class Runner:
                 continue
             logits = logits[n - s.num_draft - 1 :]
             accepted = self._accept(s, sample(logits, self._contexts(s, admission)))
+            if s.slot in self._states:
+                self._states[s.slot].advance(accepted)
             logprobs: tuple[TokenLogprobs, ...] | None = None
             if admission.sampling.logprobs is not None:
                 logprobs = tuple(
@@ -202,6 +219,10 @@ class Runner:
             if sampling.ignore_eos
             else (*sampling.stop_token_ids, *self._eos_token_ids)
         )
+        state = self._states.get(s.slot)
+        allowed: list[np.ndarray] | None = None
+        if state is not None:
+            allowed = state.allowed_along(self._token_ids[s.slot, known : known + s.num_draft].tolist())
         return [
             RowContext(
                 sampling=sampling,
@@ -209,6 +230,7 @@ class Runner:
                 token_ids=self._token_ids[s.slot, : known + offset],
                 num_prompt=admission.num_prompt,
                 banned=stops if known + offset - admission.num_prompt < sampling.min_tokens else (),
+                allowed=allowed[offset] if allowed is not None else None,
             )
             for offset in range(s.num_draft + 1)
         ]
@@ -240,4 +262,5 @@ def _is_plain(s: SamplingParams) -> bool:
         and not s.presence_penalty
         and not s.frequency_penalty
         and s.repetition_penalty == 1.0
+        and s.grammar is None
     )

@@ -42,12 +42,15 @@ class RowContext:
     token_ids: np.ndarray  # every token before the one to choose, prompt first
     num_prompt: int
     banned: tuple[int, ...] = ()  # ids that may not be chosen here (end-of-sequence below min_tokens)
+    allowed: np.ndarray | None = None  # bool [V]: what a grammar lets come next
 
     @property
     def plain(self) -> bool:
         """True when the choice is the argmax of the logits as they are."""
         s = self.sampling
-        return s.greedy and not self.banned and not s.logit_bias and not _has_penalty(s)
+        return (
+            s.greedy and not self.banned and self.allowed is None and not s.logit_bias and not _has_penalty(s)
+        )
 
 
 def _has_penalty(s: SamplingParams) -> bool:
@@ -92,6 +95,8 @@ def adjust(logits_V: torch.Tensor, row: RowContext) -> torch.Tensor:
         logits_V[token_id] += bias
     if row.banned:
         logits_V[list(row.banned)] = -torch.inf
+    if row.allowed is not None:
+        logits_V.masked_fill_(torch.from_numpy(~row.allowed).to(logits_V.device), -torch.inf)
     return logits_V
 
 

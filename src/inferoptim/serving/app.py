@@ -1,0 +1,195 @@
+"""The HTTP application: routes, error bodies, the OpenAPI document."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from inferoptim import __version__
+from inferoptim.serving import generate, openapi
+from inferoptim.serving.engine_client import EngineState
+from inferoptim.serving.problems import HttpError
+from inferoptim.serving.prompts import message_dict, render
+from inferoptim.serving.schemas import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
+from inferoptim.serving.state import ServerState
+
+Handler = Callable[[ServerState, Request], Awaitable[Response]]
+
+
+def create_app(state: ServerState, registry: CollectorRegistry) -> ASGIApp:
+    """The whole application.
+
+    Args:
+        state: of this server.
+        registry: what /metrics shows.
+    """
+    app = FastAPI(
+        title="inferoptim", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
+
+    def add(method: str, path: str, handler: Handler, summary: str, **document: Any) -> None:
+        async def endpoint(request: Request) -> Response:
+            try:
+                return await handler(state, request)
+            except Exception as error:
+                return generate.answer_error(error)
+
+        app.add_api_route(
+            path,
+            endpoint,
+            methods=[method],
+            summary=summary,
+            name=handler.__name__,
+            response_model=None,
+            **openapi.document(**document),
+        )
+
+    add(
+        "POST", "/v1/chat/completions", generate.chat_completions, "Answer a conversation.",
+        body=ChatCompletionRequest, streams=True, needs_key=True,
+    )  # fmt: skip
+    add(
+        "POST", "/v1/completions", generate.completions, "Complete a prompt.",
+        body=CompletionRequest, streams=True, needs_key=True,
+    )  # fmt: skip
+    add("GET", "/v1/models", _models, "What is served here.", needs_key=True)
+    add("GET", "/v1/models/{model:path}", _model, "One of the served names.", needs_key=True)
+    add(
+        "POST",
+        "/tokenize",
+        _tokenize,
+        "Token ids of a text or a conversation.",
+        body=TokenizeRequest,
+        needs_key=True,
+    )
+    add("POST", "/detokenize", _detokenize, "Text of token ids.", body=DetokenizeRequest, needs_key=True)
+    add("GET", "/health", _health, "Is the server alive? 503 while its engine is dead.")
+    add("GET", "/ready", _ready, "Does it take requests now?")
+    add("GET", "/version", _version, "Versions, and what the engine says of itself.")
+
+    async def metrics(_state: ServerState, _request: Request) -> Response:
+        return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    add("GET", "/metrics", metrics, "Counters in the Prometheus text format.", media_type="text/plain")
+
+    @app.exception_handler(HTTPException)
+    async def http_error(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return HttpError(error.status_code, str(error.detail), headers=error.headers).response()
+
+    openapi.install(app)
+    wrapped: ASGIApp = _Count(app, state, {getattr(r, "path", "") for r in app.routes})
+    if state.settings.cors_origins:
+        from starlette.middleware.cors import CORSMiddleware
+
+        wrapped = CORSMiddleware(
+            wrapped,
+            allow_origins=list(state.settings.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+        )
+    return wrapped
+
+
+class _Count:
+    """Counts answers by route and status; a path that is no route is counted as 'other', or labels would grow."""
+
+    def __init__(self, app: ASGIApp, state: ServerState, paths: set[str]) -> None:
+        self._app, self._responses, self._paths = app, state.metrics.responses, paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path = scope["path"]
+        route = path if path in self._paths else "other"
+
+        async def counted(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                self._responses[(route, message["status"])] += 1
+            await send(message)
+
+        await self._app(scope, receive, counted)
+
+
+async def _models(state: ServerState, request: Request) -> Response:
+    generate.authenticate(state, request)
+    names = state.settings.served_model_names
+    return JSONResponse({"object": "list", "data": [_model_card(state, name) for name in names]})
+
+
+async def _model(state: ServerState, request: Request) -> Response:
+    generate.authenticate(state, request)
+    name = request.path_params["model"]
+    generate.check_model(state, name)
+    return JSONResponse(_model_card(state, name))
+
+
+def _model_card(state: ServerState, name: str) -> dict[str, Any]:
+    ready = state.engine.ready
+    card = {"id": name, "object": "model", "created": state.created, "owned_by": "inferoptim"}
+    return card if ready is None else {**card, "max_model_len": ready.max_model_len}
+
+
+async def _tokenize(state: ServerState, request: Request) -> Response:
+    generate.authenticate(state, request)
+    body = await generate.read_body(request, TokenizeRequest, state.settings.max_body_bytes)
+    generate.check_model(state, body.model)
+    tokenizer = state.tokenizer
+
+    def work() -> list[int]:
+        if body.prompt is not None:
+            return tokenizer.encode(body.prompt, body.add_special_tokens is not False)
+        text = render(tokenizer, [message_dict(m) for m in body.messages or []], None, None)
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    tokens = await generate.run_off_loop(state, work)
+    ready = state.engine.ready
+    answer: dict[str, Any] = {
+        "tokens": tokens,
+        "count": len(tokens),
+        "max_model_len": None if ready is None else ready.max_model_len,
+    }
+    if body.return_token_strs:
+        answer["token_strs"] = [tokenizer.id_to_token(token) for token in tokens]
+    return JSONResponse(answer)
+
+
+async def _detokenize(state: ServerState, request: Request) -> Response:
+    generate.authenticate(state, request)
+    body = await generate.read_body(request, DetokenizeRequest, state.settings.max_body_bytes)
+    generate.check_model(state, body.model)
+    wrong = next((t for t in body.tokens if t >= state.tokenizer.vocab_size), None)
+    if wrong is not None:
+        raise HttpError(400, f"tokens: {wrong} is outside the vocabulary", "tokens", "invalid_value")
+    text = await generate.run_off_loop(state, lambda: state.tokenizer.decode(body.tokens, skip_special=False))
+    return JSONResponse({"prompt": text})
+
+
+async def _health(state: ServerState, _request: Request) -> Response:
+    alive = state.engine.state in (EngineState.READY, EngineState.LOADING) and not (
+        state.engine.deaths and state.engine.state is EngineState.LOADING
+    )
+    return JSONResponse({"status": "ok" if alive else "engine dead"}, 200 if alive else 503)
+
+
+async def _ready(state: ServerState, _request: Request) -> Response:
+    state.check_available()
+    return JSONResponse({"status": "ready"})
+
+
+async def _version(state: ServerState, _request: Request) -> Response:
+    return JSONResponse({"version": __version__, "engine": state.metrics.info})

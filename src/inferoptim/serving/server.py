@@ -1,0 +1,222 @@
+"""One server's life: bind, load, serve, drain, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import uvicorn
+
+from inferoptim.config import EngineConfig
+from inferoptim.errors import ConfigError, InferOptimError
+from inferoptim.models.hub import resolve_model
+from inferoptim.models.tokenizer import load_tokenizer
+from inferoptim.serving.admission import Admission
+from inferoptim.serving.app import create_app
+from inferoptim.serving.auth import ApiKeys
+from inferoptim.serving.engine_client import EngineClient
+from inferoptim.serving.engine_process import ENGINE_CORE
+from inferoptim.serving.exporter import Exporter
+from inferoptim.serving.gpu import GpuReader
+from inferoptim.serving.metrics import Metrics
+from inferoptim.serving.money import Ledger, Prices
+from inferoptim.serving.settings import ServerSettings
+from inferoptim.serving.state import ServerState
+
+log = logging.getLogger("inferoptim.serving")
+
+_BACKLOG = 2048
+_KEEP_ALIVE_S = 75
+_CLOSE_TIMEOUT_S = 2.0  # for answers that are complete but not yet read, after the drain
+_UNREAD_TIMEOUT_MS = 60_000  # a client that acknowledges nothing for so long loses its connection
+
+
+@dataclass(slots=True)
+class Announcement:
+    """What the operator is told once requests are taken."""
+
+    host: str
+    port: int
+    state: ServerState
+
+
+def serve(
+    settings: ServerSettings,
+    engine_config: EngineConfig,
+    *,
+    keys: ApiKeys | None = None,
+    core: str = ENGINE_CORE,
+    on_bound: Callable[[Announcement], None] = lambda _: None,
+    on_ready: Callable[[Announcement], None] = lambda _: None,
+) -> None:
+    """Serve until a signal, or until the engine is gone for good.
+
+    Args:
+        settings: of the server.
+        engine_config: of the engine.
+        keys: who may call; None lets everybody.
+        core: which engine, see `engine_process`.
+        on_bound: called when the port is open and the model starts to load.
+        on_ready: called when the model is loaded.
+
+    Raises:
+        ConfigError: the port cannot be had.
+        InferOptimError: the model cannot be loaded, or the engine died and may not be restarted.
+    """
+    sock = _bind(settings)
+    try:
+        _loop_runner()(_serve(sock, settings, engine_config, keys, core, on_bound, on_ready))
+    finally:
+        sock.close()
+
+
+def _loop_runner() -> Callable[..., None]:
+    try:
+        import uvloop
+    except ModuleNotFoundError:
+        return asyncio.run
+    runner: Callable[..., None] = uvloop.run
+    return runner
+
+
+async def _serve(
+    sock: socket.socket,
+    settings: ServerSettings,
+    engine_config: EngineConfig,
+    keys: ApiKeys | None,
+    core: str,
+    on_bound: Callable[[Announcement], None],
+    on_ready: Callable[[Announcement], None],
+) -> None:
+    tokenizer = load_tokenizer(resolve_model(engine_config.model).folder)
+    stop = asyncio.Event()
+    failure: list[InferOptimError] = []
+
+    def engine_down(error: InferOptimError) -> None:
+        failure.append(error)
+        stop.set()
+
+    ledger = Ledger(Prices(settings.usd_per_hour, settings.usd_per_kwh), settings.max_tenants)
+    metrics = Metrics(ledger)
+    engine = EngineClient(
+        core,
+        engine_config,
+        metrics,
+        restart=settings.on_engine_death == "restart",
+        on_ready=lambda: on_ready(announcement),
+        on_down=engine_down,
+    )
+    state = ServerState(settings, tokenizer, engine, metrics, Admission(settings.max_queue), keys)
+    host, port = sock.getsockname()[:2]
+    announcement = Announcement(host, port, state)
+    exporter = Exporter(
+        metrics,
+        settings.served_model_names[0],
+        lambda: engine.pid,
+        alias=settings.metrics_alias == "vllm",
+        gpus=GpuReader.create(),
+    )
+    server = _Listener(
+        uvicorn.Config(
+            create_app(state, exporter.registry()),
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=int(_CLOSE_TIMEOUT_S),
+            server_header=False,
+        )
+    )
+    signals = _Signals(stop)
+    with signals.installed():
+        await engine.start()
+        listener = asyncio.create_task(server.serve([sock]))
+        on_bound(announcement)
+        stopper = asyncio.create_task(stop.wait())
+        await asyncio.wait((stopper, listener), return_when=asyncio.FIRST_COMPLETED)
+        stopper.cancel()
+        await _drain(state, settings.drain_timeout_s, signals.second)
+        await engine.stop()
+        server.should_exit = True
+        await listener
+    state.workers.shutdown(wait=False, cancel_futures=True)
+    if failure:
+        raise failure[0]
+
+
+class _Listener(uvicorn.Server):
+    """uvicorn without its own signal handlers: this server drains before anything is closed."""
+
+    def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
+        """Leave signals alone."""
+        return contextlib.nullcontext()
+
+
+async def _drain(state: ServerState, timeout_s: float, hurry: asyncio.Event) -> None:
+    """Refuse new work and wait for what is inside; at most `timeout_s`, or until a second signal."""
+    state.draining = True
+    if state.num_requests == 0:
+        return
+    log.warning("draining: %d requests inside, at most %g s", state.num_requests, timeout_s)
+    waits = [asyncio.ensure_future(state.idle.wait()), asyncio.ensure_future(hurry.wait())]
+    _, unfinished = await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    for wait in unfinished:
+        wait.cancel()
+    if state.num_requests:
+        log.warning("giving up on %d requests", state.num_requests)
+
+
+class _Signals:
+    """SIGTERM and SIGINT: the first asks for a drain, the second for an end now."""
+
+    def __init__(self, stop: asyncio.Event) -> None:
+        self._stop = stop
+        self.second = asyncio.Event()
+
+    def _received(self) -> None:
+        if self._stop.is_set():
+            self.second.set()
+        self._stop.set()
+
+    def installed(self) -> contextlib.AbstractContextManager[None]:
+        """Handlers while the block runs."""
+
+        @contextlib.contextmanager
+        def handlers() -> Iterator[None]:
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self._received)
+            try:
+                yield
+            finally:
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    loop.remove_signal_handler(number)
+
+        return handlers()
+
+
+def _bind(settings: ServerSettings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        user_timeout = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux; accepted connections inherit it
+        if user_timeout is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, user_timeout, _UNREAD_TIMEOUT_MS)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.bind((settings.host, settings.port))
+        sock.listen(_BACKLOG)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        raise ConfigError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}"
+        ) from error
+    return sock
