@@ -16,6 +16,7 @@ from inferoptim.errors import InferOptimError
 
 START = "Start here"
 TRAFFIC = "Know your traffic"
+SERVE = "Serve and watch"
 MONEY = "What it is worth"
 SIZE = "Size it"
 SERVE = "Run it"
@@ -41,6 +42,12 @@ COMMANDS = (
     ),
     CommandEntry(
         "report", "inferoptim.cli.report:report", "Write the report of a results folder again.", START
+    ),
+    CommandEntry(
+        "load",
+        "inferoptim.cli.load:load",
+        "Load test of any OpenAI endpoint; the highest rate that meets the SLO.",
+        SERVE,
     ),
     CommandEntry(
         "audit",
@@ -96,6 +103,8 @@ EXTRA_OF_MODULE = {
     "prometheus_client": "serve",
     "llguidance": "serve",
     "httpx": "serve",
+    "httptools": "serve",
+    "uvloop": "serve",
     "polars": "audit",
     "zstandard": "audit",
     "genai_prices": "prices",

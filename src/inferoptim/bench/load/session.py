@@ -1,0 +1,425 @@
+"""A whole load test: find the server, prove the client, warm up, run the stages, keep everything on disk as it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from inferoptim import __version__
+from inferoptim.bench.load.arrivals import Level, Process, arrival_times
+from inferoptim.bench.load.client_health import DEFAULT_ALLOWED_LAG_S
+from inferoptim.bench.load.max_rate import find_max_rate, min_requests
+from inferoptim.bench.load.prompts import Prompts, build_prompts
+from inferoptim.bench.load.run_stage import Hopeless, Live, StagePlan, run_stage
+from inferoptim.bench.load.self_test import self_test
+from inferoptim.bench.load.summary import summarise_stage
+from inferoptim.config import SamplingParams
+from inferoptim.errors import CapacityError, ConfigError
+from inferoptim.hardware.cpu import cpu_facts
+from inferoptim.records.load_schema import (
+    LoadRequestRecord,
+    LoadStage,
+    LoadSummary,
+    MaxRate,
+    Objectives,
+    SelfTest,
+)
+from inferoptim.records.synthetic_text import TextTokenizer
+from inferoptim.records.workload_file import Workload
+from inferoptim.records.writer import explain_os_error, write_atomic
+from inferoptim.targets.http_client import Endpoint
+from inferoptim.targets.openai_client import Api, OpenAIClient
+
+CLOSED_POOL = 2048  # prompts written for a closed loop of unknown length
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """What to do; checked by `plan_check`."""
+
+    endpoint: Endpoint
+    workload: Workload
+    out: Path
+    model: str | None = None
+    api: Api | Literal["auto"] = "auto"
+    tokenizer: TextTokenizer | None = None
+    rates: tuple[Level, ...] = ()
+    concurrencies: tuple[Level, ...] = ()
+    process: Process = "poisson"
+    burstiness: float = 1.0
+    replay_arrivals: bool = False  # send at the workload's own times
+    find_max: bool = False
+    tolerance: float = 0.1
+    duration_s: float = 30.0
+    num_requests: int | None = None
+    objectives: Objectives = field(default_factory=Objectives)
+    temperature: float = 0.0
+    ignore_eos: bool = True
+    timeout_s: float = 600.0
+    warmup: int = 2
+    seed: int = 0
+    allowed_lag_s: float = DEFAULT_ALLOWED_LAG_S
+    run_self_test: bool = True
+    command: str = ""
+
+
+def plan_check(options: LoadOptions) -> None:
+    """Refuse contradictions before anything is sent.
+
+    Raises:
+        ConfigError: what contradicts what, and which to drop.
+    """
+    chosen = [bool(options.rates), bool(options.concurrencies), options.replay_arrivals]
+    if options.find_max:
+        if options.concurrencies or options.replay_arrivals or len(options.rates) > 1:
+            raise ConfigError(
+                "--find-max-rate searches the rate itself: give at most one --rate, to start from"
+            )
+        if not options.objectives.stated:
+            raise ConfigError("--find-max-rate needs at least one objective, such as --slo ttft=500ms")
+        if any(r.first != r.last for r in options.rates):
+            raise ConfigError("--find-max-rate starts from one --rate, not a ramp")
+    elif sum(chosen) != 1:
+        raise ConfigError(
+            "choose one shape of load: --rate (open loop), --concurrency (closed loop), or --replay of a workload "
+            "with arrival times"
+        )
+    if options.replay_arrivals and options.workload.header.arrivals != "open":
+        raise ConfigError(
+            f"workload {options.workload.header.name} has no arrival times: add --rate or --concurrency"
+        )
+    if not options.duration_s > 0 or not options.timeout_s > 0 or not options.burstiness > 0:
+        raise ConfigError("--duration, --timeout and --burstiness must be above 0")
+    if options.num_requests is not None and options.num_requests < 1:
+        raise ConfigError("--num-requests must be at least 1")
+    if options.num_requests is not None and any(c.first != c.last for c in options.concurrencies):
+        raise ConfigError("a ramp of concurrency runs for --duration, not for --num-requests")
+    if options.process != "gamma" and options.burstiness != 1.0:
+        raise ConfigError("--burstiness belongs to --arrivals gamma")
+
+
+class LoadSession:
+    """Runs `options` once. `live` may be read at any time; `stages` grows as they end."""
+
+    def __init__(self, options: LoadOptions, announce: Callable[[str], None] = lambda _: None) -> None:
+        plan_check(options)
+        self.options = options
+        self.live = Live()
+        self.stages: list[LoadStage] = []
+        self.interrupted = False
+        self._announce = announce
+        self._stop: asyncio.Event | None = None
+        self._sent = 0  # requests planned so far: later stages go on where earlier ones ended
+
+    async def run(self) -> LoadSummary:
+        """Run every stage and write load.json and requests.jsonl.
+
+        Raises:
+            ConfigError: the server cannot be reached, or refuses the key or the model.
+            UnsupportedError: it answers no plain request.
+        """
+        options = self.options
+        self._stop = asyncio.Event()
+        started_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        requests = options.out / "requests.jsonl"
+        client = OpenAIClient(options.endpoint, model=options.model, timeout_s=options.timeout_s)
+        max_rate: MaxRate | None = None
+        tested: SelfTest | None = None
+        with _interrupt(self._stop):
+            try:
+                await client.discover()
+                await client.probe(options.api)
+                prompts = build_prompts(options.workload, self._pool(), options.tokenizer)
+                if options.run_self_test:
+                    longest = sorted(p.max_tokens for p in prompts.prompts)[len(prompts.prompts) // 2]
+                    tested = await self_test(prompts.prompts[0].text, longest)
+                    self._announce(
+                        f"self-test: this client reaches {tested.requests_per_s:,.0f} requests/s and "
+                        f"{tested.output_tokens_per_s:,.0f} tokens/s against a server that answers at once"
+                    )
+                messages = [
+                    client.message(p.text, self._sampling(p.max_tokens), client.features)
+                    for p in prompts.prompts
+                ]
+                await self._warm_up(client, messages)
+                if options.find_max:
+                    max_rate = await find_max_rate(
+                        lambda rate: self._probe(client, messages, tested, rate, requests),
+                        options.objectives,
+                        options.rates[0].first if options.rates else 1.0,
+                        options.tolerance,
+                    )
+                else:
+                    for plan in self._plans(messages):
+                        if self._stop.is_set():
+                            break
+                        await self._stage(client, plan, tested, requests)
+            finally:
+                client.close()
+        self.interrupted = self._stop.is_set()
+        summary = self._summary(client, prompts, tested, max_rate, started_at)
+        write_atomic(options.out / "load.json", summary.model_dump_json(indent=2) + "\n")
+        return summary
+
+    def _pool(self) -> int:
+        """Prompts that the run can need."""
+        options = self.options
+        if options.replay_arrivals:
+            return min(options.num_requests or len(options.workload.requests), len(options.workload.requests))
+        if options.find_max or (options.concurrencies and options.num_requests is None):
+            return CLOSED_POOL
+        if options.num_requests is not None:
+            return options.num_requests * max(len(options.rates), len(options.concurrencies))
+        return max(1, int(sum(level.mean for level in options.rates) * options.duration_s * 1.2) + 16)
+
+    def _sampling(self, max_tokens: int) -> SamplingParams:
+        return SamplingParams.create(
+            max_tokens=max_tokens, temperature=self.options.temperature, ignore_eos=self.options.ignore_eos
+        )
+
+    async def _warm_up(self, client: OpenAIClient, messages: Sequence[bytes]) -> None:
+        """The last prompts of the pool, one after another: their texts are the last to come again."""
+        for message in list(messages[::-1])[: self.options.warmup]:
+            call = await client.call(message)
+            if call.error is not None and call.error != "empty":
+                raise ConfigError(
+                    f"{client.endpoint.url}: the warm-up request failed ({call.error}: {call.detail}); "
+                    "shorten it with --input-tokens and --output-tokens, or see what the server says"
+                )
+
+    def _plans(self, messages: Sequence[bytes]) -> Iterator[StagePlan]:
+        options = self.options
+        if options.replay_arrivals:
+            chosen = options.workload.requests[: options.num_requests]
+            times = np.array([r.arrival_s for r in chosen])
+            span = float(times[-1])
+            rate = (len(times) - 1) / span if span > 0 else None
+            name = options.workload.header.name
+            shape = f"open, replay of {name}" + (f", {rate:.3g} requests/s" if rate else "")
+            yield StagePlan("replay", shape, messages, times, rate)
+        for number, level in enumerate(options.rates):
+            yield self._open_plan(
+                f"rate-{level}", level, number, messages, options.duration_s, options.num_requests
+            )
+        for level in options.concurrencies:
+            plan = StagePlan(
+                f"concurrency-{level}",
+                f"closed, {level} at once",
+                messages,
+                concurrency=level,
+                duration_s=None if options.num_requests is not None else options.duration_s,
+                num_requests=options.num_requests,
+                first_message=self._sent,
+            )
+            yield plan
+            self._sent += self.stages[-1].requests if self.stages else 0
+
+    def _open_plan(
+        self,
+        name: str,
+        level: Level,
+        number: int,
+        messages: Sequence[bytes],
+        duration_s: float,
+        num_requests: int | None,
+    ) -> StagePlan:
+        options = self.options
+        rng = np.random.default_rng([options.seed, 7, number])
+        if num_requests is not None:
+            duration_s = num_requests / level.mean
+        times = arrival_times(level, duration_s, rng, options.process, options.burstiness)
+        if num_requests is not None:
+            times = times[:num_requests]
+        if len(times) == 0:
+            times = np.zeros(1)  # a rate so low that nothing was drawn: one request says more than none
+        words = {
+            "poisson": "Poisson",
+            "gamma": f"gamma (variation {options.burstiness:g})",
+            "constant": "constant",
+        }
+        plan = StagePlan(
+            name,
+            f"open, {words[options.process]}, {level} requests/s",
+            messages,
+            times,
+            level.mean,
+            duration_s=duration_s,
+            first_message=self._sent,
+        )
+        self._sent += len(times)
+        return plan
+
+    async def _probe(
+        self,
+        client: OpenAIClient,
+        messages: Sequence[bytes],
+        tested: SelfTest | None,
+        rate: float,
+        requests: Path,
+    ) -> LoadStage | None:
+        options = self.options
+        least = min_requests(options.objectives.attainment)
+        duration = max(options.duration_s, least / rate)
+        number = len(self.stages)
+        plan = self._open_plan(f"probe-{number + 1}", Level(rate, rate), number, messages, duration, None)
+        assert plan.arrivals_s is not None
+        allowed = (1 - options.objectives.attainment) * len(plan.arrivals_s)
+        stage = await self._stage(client, plan, tested, requests, _too_many_misses(allowed))
+        assert self._stop is not None
+        return None if self._stop.is_set() else stage
+
+    async def _stage(
+        self,
+        client: OpenAIClient,
+        plan: StagePlan,
+        tested: SelfTest | None,
+        requests: Path,
+        hopeless: Hopeless | None = None,
+    ) -> LoadStage:
+        assert self._stop is not None
+        result = await run_stage(client, plan, self.options.objectives, self.live, self._stop, hopeless)
+        _append(requests, result.records)
+        stage = summarise_stage(plan, result, allowed_lag_s=self.options.allowed_lag_s, self_test=tested)
+        self.stages.append(stage)
+        return stage
+
+    def _summary(
+        self,
+        client: OpenAIClient,
+        prompts: Prompts,
+        tested: SelfTest | None,
+        max_rate: MaxRate | None,
+        started_at: str,
+    ) -> LoadSummary:
+        options, facts = self.options, cpu_facts()
+        notes = list(prompts.notes)
+        if options.ignore_eos and not client.features.ignore_eos:
+            notes.append(
+                "the server refuses ignore_eos: answers end where the model ends them, so lengths vary"
+            )
+        if not client.features.continuous_usage and not client.features.return_token_ids:
+            notes.append(
+                "the server does not say how many tokens a chunk holds: where chunks and tokens differ in number, "
+                "ITL is not measured"
+            )
+        return LoadSummary(
+            url=options.endpoint.url,
+            model=client.model,
+            server_version=client.version,
+            client_version=__version__,
+            machine={
+                "cpu": facts.model,
+                "cores": facts.usable_cores,
+                "system": platform.system(),
+                "python": platform.python_version(),
+                "event_loop": _loop_name(),
+            },
+            command=options.command,
+            started_at=started_at,
+            features=client.features.as_dict(),
+            workload=prompts.description,
+            objectives=options.objectives,
+            seed=options.seed,
+            warmup_requests=options.warmup,
+            self_test=tested,
+            stages=tuple(self.stages),
+            max_rate=max_rate,
+            interrupted=self.interrupted,
+            notes=tuple(notes),
+        )
+
+
+def _too_many_misses(allowed: float) -> Hopeless:
+    """True once more requests missed than the attainment allows: the rest of the probe cannot change its verdict."""
+    missed = 0
+
+    def hopeless(record: LoadRequestRecord) -> bool:
+        nonlocal missed
+        missed += record.met_slo is False
+        return missed > allowed
+
+    return hopeless
+
+
+@contextmanager
+def _interrupt(stop: asyncio.Event) -> Iterator[None]:
+    """The first Ctrl-C stops sending and keeps what came; the second one is the usual."""
+    loop = asyncio.get_running_loop()
+
+    def first() -> None:
+        stop.set()
+        loop.remove_signal_handler(signal.SIGINT)
+
+    try:
+        loop.add_signal_handler(signal.SIGINT, first)
+    except (NotImplementedError, RuntimeError, ValueError):  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+
+
+def _append(path: Path, records: Sequence[LoadRequestRecord]) -> None:
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.writelines(record.model_dump_json() + "\n" for record in records)
+    except OSError as error:
+        raise explain_os_error(error, path) from error
+
+
+def _loop_name() -> str:
+    return type(asyncio.get_running_loop()).__module__.partition(".")[0]
+
+
+def prepare_out(out: Path | None) -> Path:
+    """The folder of the results, made or refused.
+
+    Raises:
+        ConfigError: it exists and is not empty. CapacityError: it cannot be written.
+    """
+    folder = out or Path("results") / f"load-{time.strftime('%Y%m%d-%H%M%S')}"
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ConfigError(f"{folder} exists and is not an empty folder: choose another --out")
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CapacityError(
+            f"{folder}: cannot be written ({error.strerror}); choose another --out"
+        ) from error
+    return folder
+
+
+def run_load(session: LoadSession, background: Callable[[], Any] | None = None) -> LoadSummary:
+    """Run a session in an event loop of its own, on uvloop where it is installed.
+
+    Args:
+        background: makes a coroutine that runs beside it (the progress display) and is cancelled at the end.
+    """
+
+    async def both() -> LoadSummary:
+        beside = asyncio.ensure_future(background()) if background is not None else None
+        try:
+            return await session.run()
+        finally:
+            if beside is not None:
+                beside.cancel()
+                await asyncio.gather(beside, return_exceptions=True)
+
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(both())
+    result: LoadSummary = uvloop.run(both())
+    return result
