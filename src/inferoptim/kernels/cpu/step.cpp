@@ -218,8 +218,10 @@ struct Model {
             const Range panels = share(w.panels, thread);
             gemm(in, w, 0, rows.row1, (int)panels.row0, (int)panels.row1, out);
             pool.barrier();
-        } else
+        } else {
             gemm(in, w, rows.row0, rows.row1, 0, w.panels, out);
+            pool.barrier();  // `in` has room for one product at a time: nobody may prepare the next one yet
+        }
     }
     void in_x(const float* from) { in.x = from; }
 
