@@ -107,6 +107,9 @@ EXTRA_OF_MODULE = {
     "uvloop": "serve",
     "polars": "audit",
     "zstandard": "audit",
+    "mistral_common": "tokens",
+    "sentencepiece": "tokens",
+    "tiktoken": "tokens",
     "genai_prices": "prices",
     "pynvml": "gpu",
 }

@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from inferoptim.records.schema import Interval
-from inferoptim.report.texts import en, fr
+from inferoptim.report.texts import audit_en, audit_fr, en, fr
 
 LanguageCode = Literal["en", "fr"]
-CATALOGUES: Mapping[str, Mapping[str, str]] = {"en": en.TEXTS, "fr": fr.TEXTS}
+CATALOGUES: Mapping[str, Mapping[str, str]] = {
+    "en": {**en.TEXTS, **audit_en.TEXTS},
+    "fr": {**fr.TEXTS, **audit_fr.TEXTS},
+}
 
 _NARROW = "\u202f"  # narrow no-break space: French thousands, and before % ; ! ?
 _NO_BREAK = "\u00a0"
