@@ -105,7 +105,6 @@ def _variables() -> list[dict[str, Any]]:
             "label": label,
             "datasource": _SOURCE,
             "query": {"query": query, "refId": "variable"},
-            "definition": query,
             "refresh": 2,
             "sort": 1,
             "includeAll": True,
