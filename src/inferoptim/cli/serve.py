@@ -85,7 +85,7 @@ def serve(
             help="Tenants with a metric label of their own; the rest is 'other'.", rich_help_panel=_MONEY
         ),
     ] = 50,
-    null_engine: Annotated[bool, typer.Option(hidden=True)] = False,
+    null_engine_step_ms: Annotated[float | None, typer.Option(hidden=True)] = None,  # for benchmarks only
     json: Annotated[
         bool, typer.Option("--json", help="Say what happens as JSON lines on standard output.")
     ] = False,
@@ -104,7 +104,7 @@ def serve(
         _print_fields(EngineConfig)
         return
     logging.basicConfig(level=logging.WARNING, format="inferoptim: %(message)s")
-    engine_config = create_validated(EngineConfig, {**_assignments(engine or []), "model": model}, "--engine")
+    engine_config = create_validated(EngineConfig, {**assignments(engine or []), "model": model}, "--engine")
     settings = create_validated(
         ServerSettings,
         {
@@ -149,14 +149,15 @@ def serve(
         settings,
         engine_config,
         keys=keys,
-        core=NULL_CORE if null_engine else ENGINE_CORE,
+        core=ENGINE_CORE if null_engine_step_ms is None else NULL_CORE,
+        core_options={} if null_engine_step_ms is None else {"step_s": null_engine_step_ms / 1000},
         on_bound=bound,
         on_ready=ready,
     )
     say("stopped", "stopped")
 
 
-def _assignments(words: list[str]) -> dict[str, Any]:
+def assignments(words: list[str]) -> dict[str, Any]:
     """FIELD=VALUE words as plain values: true/false, numbers and null as in JSON, anything else as text."""
     import json
 

@@ -59,6 +59,7 @@ class EngineClient:
     Args:
         core: 'package.module:factory' of the engine, see `engine_process`.
         config: what it loads.
+        core_options: more arguments of the factory.
         observer: told of counters and of deaths.
         restart: start a new process when a running one dies; never when one dies while it loads.
         on_ready: called when the first model is loaded.
@@ -71,11 +72,13 @@ class EngineClient:
         config: EngineConfig,
         observer: Observer,
         *,
+        core_options: dict[str, Any],
         restart: bool,
         on_ready: Callable[[], None],
         on_down: Callable[[InferOptimError], None],
     ) -> None:
-        self._core, self._config, self._observer = core, config, observer
+        self._start = m.Start(core, config.model_dump(), core_options)
+        self._observer = observer
         self._restart, self._on_ready, self._on_down = restart, on_ready, on_down
         self._sinks: dict[str, Sink] = {}
         self._checks: dict[int, asyncio.Future[m.Checked]] = {}
@@ -113,7 +116,7 @@ class EngineClient:
         process = self._process
         transport, _ = await loop.create_unix_connection(lambda: _Wire(self, process), sock=ours)
         self._transport = transport
-        self._send(m.Start(self._core, self._config.model_dump()))
+        self._send(self._start)
 
     async def stop(self) -> None:
         """End the process: closing the socket asks it to, a signal follows when it does not."""

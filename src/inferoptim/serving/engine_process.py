@@ -194,7 +194,7 @@ def _logprobs(values: tuple[TokenLogprobs, ...] | None) -> list[m.Logprob] | Non
 def load_core(start: m.Start) -> Core:
     """Build the engine that a start command names."""
     module, _, factory = start.core.partition(":")
-    core: Core = getattr(import_module(module), factory)(EngineConfig.create(**start.config))
+    core: Core = getattr(import_module(module), factory)(EngineConfig.create(**start.config), **start.options)
     return core
 
 

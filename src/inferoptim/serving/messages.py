@@ -21,8 +21,9 @@ MAX_FRAME_BYTES = 256 * 1024 * 1024
 class Start(msgspec.Struct, array_like=True, tag="start", frozen=True):
     """Load a model. The first frame, and the only one before `Ready`."""
 
-    core: str  # 'package.module:factory', called with the configuration
+    core: str  # 'package.module:factory', called with the configuration and the options
     config: dict[str, Any]  # fields of EngineConfig
+    options: dict[str, Any]  # more arguments of the factory
 
 
 class Add(msgspec.Struct, array_like=True, tag="add", frozen=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +21,17 @@ class _Running:
 
 
 class NullCore:
-    """The interface of an engine core. Every request gets the same tokens, one a step, up to max_tokens."""
+    """The interface of an engine core. Every request gets the same tokens, one a step, up to max_tokens.
 
-    def __init__(self, config: EngineConfig) -> None:
+    Args:
+        config: only the model (for its tokenizer), max_model_len and max_num_seqs are read.
+        step_s: how long a step takes, seconds; 0 gives tokens as fast as the server takes them.
+    """
+
+    def __init__(self, config: EngineConfig, step_s: float = 0.0) -> None:
         self.config = config
+        self._step_s = step_s
+        self._next_s = 0.0
         tokenizer = load_tokenizer(resolve_model(config.model).folder)
         self._tokens = tokenizer.encode(
             " the quick brown fox jumps over the lazy dog", add_special_tokens=False
@@ -54,6 +62,7 @@ class NullCore:
 
     def step(self) -> list[TokenOutput]:
         """One token for each of the first max_num_seqs requests."""
+        self._pace()
         outputs: list[TokenOutput] = []
         self._work = []
         for request_id in list(self._running)[: self.config.max_num_seqs]:
@@ -68,6 +77,13 @@ class NullCore:
                 del self._running[request_id]
         self._steps += 1
         return outputs
+
+    def _pace(self) -> None:
+        """Wait for the next step's time; time that was lost is not made up for."""
+        now_s = time.perf_counter()
+        if self._next_s > now_s:
+            time.sleep(self._next_s - now_s)
+        self._next_s = max(self._next_s, now_s) + self._step_s
 
     def step_work(self) -> list[tuple[str, int, int]]:
         """What the latest step pretended to compute."""

@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import uvicorn
 
@@ -51,6 +52,7 @@ def serve(
     *,
     keys: ApiKeys | None = None,
     core: str = ENGINE_CORE,
+    core_options: dict[str, Any] | None = None,
     on_bound: Callable[[Announcement], None] = lambda _: None,
     on_ready: Callable[[Announcement], None] = lambda _: None,
 ) -> None:
@@ -61,6 +63,7 @@ def serve(
         engine_config: of the engine.
         keys: who may call; None lets everybody.
         core: which engine, see `engine_process`.
+        core_options: more arguments of its factory.
         on_bound: called when the port is open and the model starts to load.
         on_ready: called when the model is loaded.
 
@@ -70,7 +73,9 @@ def serve(
     """
     sock = _bind(settings)
     try:
-        _loop_runner()(_serve(sock, settings, engine_config, keys, core, on_bound, on_ready))
+        _loop_runner()(
+            _serve(sock, settings, engine_config, keys, core, core_options or {}, on_bound, on_ready)
+        )
     finally:
         sock.close()
 
@@ -90,6 +95,7 @@ async def _serve(
     engine_config: EngineConfig,
     keys: ApiKeys | None,
     core: str,
+    core_options: dict[str, Any],
     on_bound: Callable[[Announcement], None],
     on_ready: Callable[[Announcement], None],
 ) -> None:
@@ -107,6 +113,7 @@ async def _serve(
         core,
         engine_config,
         metrics,
+        core_options=core_options,
         restart=settings.on_engine_death == "restart",
         on_ready=lambda: on_ready(announcement),
         on_down=engine_down,
