@@ -18,17 +18,7 @@ def tiny_chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(tiny_chat_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     log = tmp_path_factory.mktemp("server") / "stderr.txt"
-    running = start_server(
-        tiny_chat_model,
-        log,
-        "--usd-per-hour",
-        "2",
-        "--metrics-alias",
-        "vllm",
-        "-e",
-        "kernels=torch",
-        "-e",
-        "num_threads=1",
-    )
+    options = ["--usd-per-hour", "2", "--metrics-alias", "vllm", "--max-tokens", "128"]
+    running = start_server(tiny_chat_model, log, *options, "-e", "kernels=torch", "-e", "num_threads=1")
     yield running
     assert running.stop() == 0, running.complaints()

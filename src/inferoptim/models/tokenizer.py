@@ -83,6 +83,11 @@ class Tokenizer:
         token: str | None = self._backend.id_to_token(index)
         return token
 
+    def token_bytes(self, index: int) -> bytes:
+        """The bytes that a token adds to the text, which may be part of a character; empty where the id names no token."""
+        token = self.id_to_token(index)
+        return b"" if token is None else self._decoding.token_bytes(token)
+
     @property
     def has_chat_template(self) -> bool:
         return bool(self._templates)
@@ -194,16 +199,19 @@ _BYTE_OF = _byte_alphabet()
 class _ByteLevel:
     """Every token is bytes; text is the UTF-8 reading of them all."""
 
+    @staticmethod
+    def token_bytes(token: str) -> bytes:
+        try:
+            return bytes([_BYTE_OF[char] for char in token])
+        except KeyError:  # an added token that is plain text, not written in the byte alphabet
+            return token.encode()
+
     class Stream:
         def __init__(self) -> None:
             self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
         def feed(self, token: str) -> str:
-            try:
-                data = bytes([_BYTE_OF[char] for char in token])
-            except KeyError:  # an added token that is plain text, not written in the byte alphabet
-                data = token.encode()
-            return self._utf8.decode(data)
+            return self._utf8.decode(_ByteLevel.token_bytes(token))
 
         def end(self) -> str:
             text = self._utf8.decode(b"", final=True)
@@ -226,6 +234,11 @@ class _ByteFallback:
     def stream(self) -> _ByteFallbackStream:
         return _ByteFallbackStream(self)
 
+    def token_bytes(self, token: str) -> bytes:
+        for old, new in self.replacements:
+            token = token.replace(old, new)
+        return _raw_byte(token) or token.encode()
+
 
 class _ByteFallbackStream:
     def __init__(self, rules: _ByteFallback) -> None:
@@ -234,12 +247,10 @@ class _ByteFallbackStream:
     def feed(self, token: str) -> str:
         for old, new in self._rules.replacements:
             token = token.replace(old, new)
-        if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-            try:
-                self._run.append(int(token[3:5], 16))
-                return ""
-            except ValueError:
-                pass
+        byte = _raw_byte(token)
+        if byte is not None:
+            self._run += byte
+            return ""
         return self._strip(self._end_run() + token)
 
     def end(self) -> str:
@@ -261,6 +272,16 @@ class _ByteFallbackStream:
             text = text[len(self._rules.strip) :]
             self._to_strip -= 1
         return text
+
+
+def _raw_byte(token: str) -> bytes | None:
+    """The byte that ``<0xAB>`` stands for; None for any other token."""
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        try:
+            return bytes([int(token[3:5], 16)])
+        except ValueError:
+            return None
+    return None
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:

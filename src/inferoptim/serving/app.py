@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -25,6 +26,8 @@ from inferoptim.serving.schemas import (
     TokenizeRequest,
 )
 from inferoptim.serving.state import ServerState
+
+_DEEP_TIMEOUT_S = 30.0  # longer than the longest step (a whole prompt on a slow machine)
 
 Handler = Callable[[ServerState, Request], Awaitable[Response]]
 
@@ -90,7 +93,7 @@ def create_app(state: ServerState, registry: CollectorRegistry) -> ASGIApp:
         assert isinstance(error, HTTPException)
         return HttpError(error.status_code, str(error.detail), headers=error.headers).response()
 
-    openapi.install(app)
+    openapi.install(app, state.settings.served_model_names)
     wrapped: ASGIApp = _Count(app, state, {getattr(r, "path", "") for r in app.routes})
     if state.settings.cors_origins:
         from starlette.middleware.cors import CORSMiddleware
@@ -179,11 +182,21 @@ async def _detokenize(state: ServerState, request: Request) -> Response:
     return JSONResponse({"prompt": text})
 
 
-async def _health(state: ServerState, _request: Request) -> Response:
-    alive = state.engine.state in (EngineState.READY, EngineState.LOADING) and not (
-        state.engine.deaths and state.engine.state is EngineState.LOADING
-    )
-    return JSONResponse({"status": "ok" if alive else "engine dead"}, 200 if alive else 503)
+async def _health(state: ServerState, request: Request) -> Response:
+    """Red from the death of an engine until the next one is loaded. With ?deep=1, the engine itself must answer."""
+    engine = state.engine
+    starting = engine.state is EngineState.LOADING and engine.deaths == 0
+    if engine.state is not EngineState.READY and not starting:
+        return JSONResponse({"status": "engine dead"}, 503)
+    if request.query_params.get("deep") != "1" or starting:
+        return JSONResponse({"status": "ok"})
+    try:
+        checked = await asyncio.wait_for(engine.check(), _DEEP_TIMEOUT_S)
+    except asyncio.TimeoutError:
+        return JSONResponse({"status": f"the engine has not answered for {_DEEP_TIMEOUT_S:g} s"}, 503)
+    if checked.problem:
+        return JSONResponse({"status": f"KV blocks: {checked.problem}"}, 503)
+    return JSONResponse({"status": "ok", "engine": checked.gauges})
 
 
 async def _ready(state: ServerState, _request: Request) -> Response:

@@ -56,7 +56,7 @@ async def read_body(request: Request, model: type[Parsed], limit: int) -> Parsed
     try:
         return model.model_validate_json(bytes(body))
     except ValidationError as error:
-        raise of_validation(error) from error
+        raise of_validation(error, bytes(body)) from error
 
 
 async def chat_completions(state: ServerState, request: Request) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -94,7 +95,7 @@ def document(
     return {"responses": responses, "openapi_extra": extra}
 
 
-def install(app: FastAPI) -> None:
+def install(app: FastAPI, served_model_names: Sequence[str]) -> None:
     """Give the application its document."""
 
     def build() -> dict[str, Any]:
@@ -105,6 +106,7 @@ def install(app: FastAPI) -> None:
             for model in _BODIES:
                 own = model.model_json_schema(ref_template=_REF)
                 schemas.update(own.pop("$defs", {}))
+                own["properties"]["model"] = _model_names(own["properties"]["model"], served_model_names)
                 schemas[model.__name__] = own
             components["schemas"] = schemas
             components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
@@ -112,3 +114,10 @@ def install(app: FastAPI) -> None:
         return app.openapi_schema
 
     app.openapi = build  # type: ignore[method-assign]  # FastAPI's own way to replace its document
+
+
+def _model_names(field: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The `model` field, with the names that are served as its only values."""
+    optional = "anyOf" in field
+    kept = {key: value for key, value in field.items() if key in ("title", "description", "default")}
+    return {**kept, "enum": [*names, None] if optional else list(names)}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -86,45 +87,52 @@ def of_exception(error: Exception) -> HttpError:
     return HttpError(500, f"unexpected {type(error).__name__} (a bug; the server's log has the details)")
 
 
-def of_validation(error: ValidationError) -> HttpError:
+def of_validation(error: ValidationError, body: bytes) -> HttpError:
     """A 400 that names the first wrong field (the message lists up to five)."""
     problems = error.errors(include_url=False, include_input=False)
     if problems[0]["type"] == "json_invalid":
         return HttpError(
             400, f"the body is not valid JSON: {problems[0]['ctx']['error']}", code="invalid_json"
         )
+    value = json.loads(body, parse_int=str)  # only the shape matters; a huge number must not be converted
     lines: list[str] = []
     param: str | None = None
-    for problem in problems[:5]:
-        name, text = _field(problem)
+    for problem in problems:
+        path, text = _field(problem, value)
         if param is None:
-            param = name or None
-        line = text if not name or text.startswith(f"{name}:") else f"{name}: {text}"
+            param = path or None
+        line = f"{path}: {text}" if path else text
         if line not in lines:
             lines.append(line)
-    return HttpError(400, "; ".join(lines), param, "invalid_value")
+    return HttpError(400, "; ".join(lines[:5]), param, "invalid_value")
 
 
-def _field(problem: Any) -> tuple[str, str]:
-    text = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "extra_forbidden":
+def _field(problem: Any, value: Any) -> tuple[str, str]:
+    """The path of a wrong field in the body, and what is wrong with it."""
+    kind, text = problem["type"], problem["msg"].removeprefix("Value error, ")
+    path = _path(problem["loc"], value, missing=kind == "missing")
+    if kind == "extra_forbidden":
         text = "unknown field"
-    path = "".join(
-        f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"] if not _is_tag(part)
-    ).lstrip(".")
-    if problem["type"] in ("unsupported_field", "value_error"):
-        word = text.partition(":")[0]
-        if word.isidentifier():
-            path = f"{path}.{word}".lstrip(".")
+    if kind in ("unsupported_field", "value_error"):  # validators of several fields name theirs in the text
+        word, colon, rest = text.partition(": ")
+        if colon and word.isidentifier():
+            return f"{path}.{word}".lstrip("."), rest
     return path, text
 
 
-def _is_tag(part: Any) -> bool:
-    """True for the parts of a location that name a member of a union rather than a field."""
-    return isinstance(part, str) and (
-        part
-        in ("str", "bool", "int", "system", "developer", "user", "assistant", "tool", "text", "json_object")
-        or part[:1].isupper()
-        or "[" in part
-        or part == "constrained-str"
-    )
+def _path(location: Sequence[int | str], value: Any, missing: bool) -> str:
+    """A location in the words of the client: without the parts that name a member of a union.
+
+    Such a part is told from a field by the body itself, which has no such field.
+    """
+    path = ""
+    for index, part in enumerate(location):
+        if isinstance(part, int):
+            path += f"[{part}]"
+            value = value[part] if isinstance(value, list) and part < len(value) else None
+        elif isinstance(value, dict) and part in value:
+            path += f".{part}"
+            value = value[part]
+        elif missing and index == len(location) - 1:
+            path += f".{part}"
+    return path.lstrip(".")

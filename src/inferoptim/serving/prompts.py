@@ -254,6 +254,13 @@ def _sampling(
                     name,
                     "invalid_value",
                 )
+    if request.min_tokens is not None and request.min_tokens > max_tokens:
+        raise HttpError(
+            400,
+            f"min_tokens: {request.min_tokens} is above the {max_tokens} tokens that may be made",
+            "min_tokens",
+            "invalid_value",
+        )
     stop = request.stop
     fields: dict[str, Any] = {
         "max_tokens": max_tokens,

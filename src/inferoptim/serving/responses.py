@@ -23,17 +23,18 @@ def usage_dict(usage: Usage) -> dict[str, Any]:
     }
 
 
-def token_bytes(tokenizer: Tokenizer, token_id: int) -> str:
-    """A token's text on its own."""
-    return tokenizer.decode([token_id], skip_special=False)
+def token_text(tokenizer: Tokenizer, token_id: int) -> str:
+    """A token's text on its own; what is not a whole character becomes U+FFFD."""
+    return tokenizer.token_bytes(token_id).decode(errors="replace")
 
 
 def chat_logprobs(tokenizer: Tokenizer, values: Sequence[Logprob]) -> dict[str, Any]:
     """`choices[].logprobs` of a chat completion."""
 
     def entry(token_id: int, logprob: float) -> dict[str, Any]:
-        text = token_bytes(tokenizer, token_id)
-        return {"token": text, "logprob": max(logprob, LOWEST_LOGPROB), "bytes": list(text.encode())}
+        raw = tokenizer.token_bytes(token_id)
+        text = raw.decode(errors="replace")
+        return {"token": text, "logprob": max(logprob, LOWEST_LOGPROB), "bytes": list(raw)}
 
     return {
         "content": [
@@ -47,7 +48,7 @@ def completion_logprobs(
     tokenizer: Tokenizer, values: Sequence[Logprob | None], token_ids: Sequence[int], offset: int
 ) -> dict[str, Any]:
     """`choices[].logprobs` of a plain completion; None stands for the first token of a prompt, which has none."""
-    texts = [token_bytes(tokenizer, i) for i in token_ids]
+    texts = [token_text(tokenizer, i) for i in token_ids]
     offsets = []
     for text in texts:
         offsets.append(offset)
@@ -60,7 +61,7 @@ def completion_logprobs(
         top: dict[str, float] = {}
         for token_id, logprob in value.top:
             # two ids can read the same (parts of a character): the likelier one keeps the key
-            top.setdefault(token_bytes(tokenizer, token_id), max(logprob, LOWEST_LOGPROB))
+            top.setdefault(token_text(tokenizer, token_id), max(logprob, LOWEST_LOGPROB))
         tops.append(top)
     return {
         "tokens": texts,
@@ -80,7 +81,7 @@ def prompt_logprobs(tokenizer: Tokenizer, values: Sequence[Logprob]) -> list[dic
             {
                 str(token_id): {
                     "logprob": max(logprob, LOWEST_LOGPROB),
-                    "decoded_token": token_bytes(tokenizer, token_id),
+                    "decoded_token": token_text(tokenizer, token_id),
                 }
                 for token_id, logprob in known.items()
             }

@@ -29,7 +29,7 @@ _SHARED_REFUSALS = {
 class Body(BaseModel):
     """Base of every request body: unknown fields are an error, and so are NaN and infinity."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
     REFUSED: ClassVar[dict[str, str]] = {}
 
