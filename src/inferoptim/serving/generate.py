@@ -81,6 +81,7 @@ async def chat_completions(state: ServerState, request: Request) -> Response:
         generation,
         head,
         stream_options=body.stream_options,
+        return_token_ids=bool(body.return_token_ids),
         chat=True,
         tools=prepared.tools,
         whole=lambda: responses.chat_body(generation, head, prepared.tools),
@@ -109,6 +110,7 @@ async def completions(state: ServerState, request: Request) -> Response:
         generation,
         head,
         stream_options=body.stream_options,
+        return_token_ids=bool(body.return_token_ids),
         chat=False,
         tools=False,
         whole=lambda: responses.completion_body(
@@ -198,6 +200,7 @@ async def _answer(
     head: dict[str, Any],
     *,
     stream_options: Any,
+    return_token_ids: bool,
     chat: bool,
     tools: bool,
     whole: Callable[[], dict[str, Any]],
@@ -220,7 +223,14 @@ async def _answer(
         generation.start()
         if not generation.streaming:
             await _while_connected(request, generation.finish())
-            body = msgspec.json.encode(whole())
+            answer = whole()
+            if return_token_ids:
+                empty = (
+                    answer["usage"]["completion_tokens"] == 0
+                )  # max_tokens=0: the engine's one token is no answer
+                for entry, choice in zip(answer["choices"], generation.choices, strict=True):
+                    entry["token_ids"] = [] if empty else choice.token_ids
+            body = msgspec.json.encode(answer)
             end()
             return Response(body, headers=headers, media_type="application/json")
         deltas: list[Delta] = await _while_connected(request, generation.next())
@@ -230,7 +240,15 @@ async def _answer(
     if chat:
         head = {**head, "object": "chat.completion.chunk"}
     include_usage = bool(stream_options is not None and stream_options.include_usage)
-    writer = Writer(generation, head, chat=chat, tools=tools, include_usage=include_usage)
+    writer = Writer(
+        generation,
+        head,
+        chat=chat,
+        tools=tools,
+        include_usage=include_usage,
+        continuous_usage=bool(stream_options is not None and stream_options.continuous_usage_stats),
+        token_ids=return_token_ids,
+    )
     return EventStream(stream(generation, writer, deltas), end, headers)
 
 

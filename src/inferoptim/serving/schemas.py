@@ -57,6 +57,9 @@ class StreamOptions(Body):
     include_usage: bool | None = Field(
         None, description="End with an event that has no choices but the usage."
     )
+    continuous_usage_stats: bool | None = Field(
+        None, description="Extension. The usage so far in every event: how many tokens an event holds."
+    )
     include_obfuscation: Literal[False] | None = Field(
         None, description="Events are never padded here; only false is accepted."
     )
@@ -116,6 +119,9 @@ class Generate(Body):
         min_length=1,
         max_length=256,
         description="Extension. Prefixes are shared only under the same salt.",
+    )
+    return_token_ids: bool | None = Field(
+        None, description="Extension. The ids of the answer's tokens beside its text."
     )
     timeout_s: float | None = Field(
         None,

@@ -34,13 +34,27 @@ class Writer:
         chat: a chat completion; else a plain one.
         tools: read tool calls out of the text.
         include_usage: end with the usage.
+        continuous_usage: the usage so far in every event, which then counts its tokens.
+        token_ids: the ids of its tokens in every event.
     """
 
     def __init__(
-        self, generation: Generation, head: dict[str, Any], *, chat: bool, tools: bool, include_usage: bool
+        self,
+        generation: Generation,
+        head: dict[str, Any],
+        *,
+        chat: bool,
+        tools: bool,
+        include_usage: bool,
+        continuous_usage: bool = False,
+        token_ids: bool = False,
     ) -> None:
         self._generation, self._head, self._chat = generation, head, chat
         self._include_usage = include_usage
+        self._continuous_usage, self._token_ids = continuous_usage, token_ids
+        self._counted = (
+            continuous_usage or token_ids
+        )  # then an event is due even for tokens that show no text yet
         self._readers: dict[int, ToolReader] = {}
         self._tools = tools
         self._opened: set[int] = set()
@@ -63,7 +77,9 @@ class Writer:
                 self._opened.add(delta.index)
                 parts.append(self._opening(delta.index))
             if delta.finish_reason is None and not self._logprobs and not self._tools:
-                if delta.text:
+                if self._counted:
+                    parts += (self._before[delta.index], _encode(delta.text), self._after_counted(delta))
+                elif delta.text:
                     parts += (self._before[delta.index], _encode(delta.text), self._after)
             else:
                 parts += self._full(delta)
@@ -75,6 +91,21 @@ class Writer:
             return DONE
         usage = responses.usage_dict(self._generation.usage)
         return event({**self._head, "choices": [], "usage": usage}) + DONE
+
+    def _after_counted(self, delta: Delta) -> bytes:
+        """The end of a plain event, with the ids and the usage that were asked for."""
+        ids = b',"token_ids":' + _encode(delta.token_ids) if self._token_ids else b""
+        close = (
+            b'},"logprobs":null,"finish_reason":null'
+            if self._chat
+            else b',"logprobs":null,"finish_reason":null'
+        )
+        usage = b""
+        if self._continuous_usage:
+            usage = b',"usage":' + _encode(responses.usage_dict(self._generation.usage))
+        elif self._include_usage:
+            usage = b',"usage":null'
+        return close + ids + b"}]" + usage + b"}\n\n"
 
     def _opening(self, index: int) -> bytes:
         choice: dict[str, Any] = {
@@ -104,24 +135,39 @@ class Writer:
                 reason = "tool_calls"
         logprobs = self._delta_logprobs(delta) if self._logprobs and delta.token_ids else None
         parts = []
-        if text or calls or logprobs is not None or (reason is not None and not self._chat):
+        ids = delta.token_ids
+        due = text or calls or logprobs is not None or (self._counted and ids)
+        if due or (reason is not None and not self._chat):
             body: dict[str, Any] = {"content": text} if text or not calls else {}
             if calls:
                 body["tool_calls"] = calls
             # a chat ends with an event of its own, a plain completion with its last text
-            parts.append(self._event(delta.index, body, text, logprobs, None if self._chat else reason))
+            parts.append(self._event(delta.index, body, text, logprobs, None if self._chat else reason, ids))
         if reason is not None and self._chat:
-            parts.append(self._event(delta.index, {}, "", None, reason))
+            parts.append(self._event(delta.index, {}, "", None, reason, []))
         return parts
 
-    def _event(self, index: int, body: dict[str, Any], text: str, logprobs: Any, reason: str | None) -> bytes:
+    def _event(
+        self,
+        index: int,
+        body: dict[str, Any],
+        text: str,
+        logprobs: Any,
+        reason: str | None,
+        token_ids: list[int],
+    ) -> bytes:
         content: dict[str, Any] = {"delta": body} if self._chat else {"text": text}
         choice: dict[str, Any] = {"index": index, **content, "logprobs": logprobs, "finish_reason": reason}
+        if self._token_ids:
+            choice["token_ids"] = token_ids
         if self._prompt_logprobs and not self._chat and index not in self._opened:
             self._opened.add(index)
             values = self._generation.choices[index].prompt_logprobs
             choice["prompt_logprobs"] = responses.prompt_logprobs(self._generation.tokenizer, values)
-        return event({**self._head, "choices": [choice], **self._usage_null})
+        usage = self._usage_null
+        if self._continuous_usage:
+            usage = {"usage": responses.usage_dict(self._generation.usage)}
+        return event({**self._head, "choices": [choice], **usage})
 
     def _delta_logprobs(self, delta: Delta) -> dict[str, Any]:
         tokenizer = self._generation.tokenizer

@@ -90,7 +90,7 @@ class OpenAIClient:
             features = Features(api=candidate)
             while True:
                 asked = SamplingParams(max_tokens=PROBE_TOKENS, ignore_eos=True)
-                call = await self.call(self.message("Hello", asked, features))
+                call = await self.call(self.message("Hello", asked, features, token_ids=True))
                 if call.error in KINDS:
                     raise ConfigError(
                         f"{self.endpoint.url}: {KINDS[call.error]} ({call.error}) {call.detail}".strip()
@@ -119,12 +119,17 @@ class OpenAIClient:
         features: Features | None = None,
         *,
         messages: Sequence[Mapping[str, Any]] | None = None,
+        token_ids: bool = False,
+        cache_salt: str | None = None,
     ) -> bytes:
         """The whole HTTP request of one generation, as bytes.
 
         Args:
             prompt: text, or token ids (completions only).
+            features: what may be asked; default: what the probe found.
             messages: a conversation instead of `prompt` (chat only).
+            token_ids: ask for the ids of the answer, where the server knows how.
+            cache_salt: prefixes are shared only under the same salt.
 
         Raises:
             UnsupportedError: token ids for a chat endpoint.
@@ -145,8 +150,10 @@ class OpenAIClient:
             body["stream_options"] = {"include_usage": True}
             if chosen.continuous_usage:
                 body["stream_options"]["continuous_usage_stats"] = True
-        if chosen.return_token_ids:
+        if chosen.return_token_ids and token_ids:
             body["return_token_ids"] = True
+        if cache_salt is not None:
+            body["cache_salt"] = cache_salt
         if sampling.ignore_eos and chosen.ignore_eos:
             body["ignore_eos"] = True
         path = "/v1/chat/completions" if chosen.api == "chat" else "/v1/completions"
