@@ -14,10 +14,7 @@ from inferoptim.cli.money import (
     Priced,
     Prices,
     Rate,
-    Table,
-    emit,
     parse_assignment,
-    plus_minus,
 )
 from inferoptim.errors import ConfigError
 
@@ -31,7 +28,7 @@ PRICE, WORK, LEVEL, POWER, OWNED, OUT = (
 
 def cost(
     run: Annotated[
-        Path | None, typer.Option("--run", help="Results folder of a bench.", rich_help_panel=WORK)
+        Path | None, typer.Argument(help="Results folder of a bench; without it, state --tokens-per-s.")
     ] = None,
     config: Annotated[
         str | None, typer.Option("--config", help="Only this configuration of the run.", rich_help_panel=WORK)
@@ -182,10 +179,16 @@ def cost(
 ) -> None:
     """Cost per million tokens: input and output apart, at your load, at a service level, with its interval.
 
-    Example: inferoptim cost --offer aws-p5-on-demand --tokens-per-s 2400 --utilisation 0.6
+    Examples: inferoptim cost results/my-run --price-per-hour 0.08 --utilisation 0.6;
+    inferoptim cost --offer aws-p5-on-demand --tokens-per-s 2400 --utilisation 0.4:0.5:0.7
     """
+    from inferoptim.cli.cost_figures import day_table, from_run, mean_power_w, print_costs, typed
+    from inferoptim.economics.checks import share
     from inferoptim.economics.uncertainty import Range, parse_range
 
+    measured_w = mean_power_w(run, config) if run is not None and capex is not None and power == 0.0 else None
+    if measured_w is not None:
+        power, power_measured = measured_w * gpus_per_node / gpus, True
     owned = {
         "gpus": gpus_per_node, "years": years, "cost_of_capital": cost_of_capital, "residual_share": residual,
         "power_w": power, "power_measured": power_measured, "pue": pue, "kwh_price": kwh_price or 0.0,
@@ -199,32 +202,33 @@ def cost(
     priced = _price(run, price, offer, capex, gpus, owned, rental, prices, currency, rate)
     use = parse_range("utilisation", parse_assignment(f"utilisation={utilisation}")[1])
     middle = use.mode if isinstance(use, Range) else use
+    share("utilisation", use.high if isinstance(use, Range) else use, zero=False)
+    share("utilisation", use.low if isinstance(use, Range) else use, zero=False)
     options: dict[str, Any] = {
         "utilisation": middle, "cache_hit": cache_hit, "goodput_requests_per_s": goodput, "slo": slo or None, "pue": pue,
         "kwh_price": kwh_price, "carbon_g_per_kwh": carbon, "energy_j_per_token": energy,
         "input_tokens_per_request": input_tokens, "output_tokens_per_request": output_tokens,
     }  # fmt: skip
     total = priced.hour.total * gpus
-    found: list[tuple[str, TokenCost, float | Range, list[str]]]
     if run is not None:
         if tokens_per_s is not None:
-            raise ConfigError("give either --run or --tokens-per-s, not both")
-        found = _from_run(run, config, workload, total, priced.hour.currency, options)
+            raise ConfigError("give either a results folder or --tokens-per-s, not both")
+        found = from_run(run, config, workload, total, priced.hour.currency, options)
     elif tokens_per_s is not None:
-        found = [_typed(tokens_per_s, total, priced.hour.currency, gpu_s_in, gpu_s_out, options)]
+        found = [typed(tokens_per_s, total, priced.hour.currency, gpu_s_in, gpu_s_out, options)]
     else:
-        raise ConfigError("nothing to price: give --run FOLDER, or --tokens-per-s with a price")
-    _print(
+        raise ConfigError("nothing to price: give the results folder of a bench, or --tokens-per-s")
+    print_costs(
         found,
         priced,
         use,
         total,
         json=json,
         csv=csv,
-        demand=_day(demand, goodput, found, gpus, headroom, priced),
+        demand=day_table(demand, goodput, found, gpus, headroom, priced),
     )
     if focus is not None:
-        _write_focus(focus, priced, found[0][1], gpus, offer or "stated")
+        _write_focus(focus, priced, found[0].cost, gpus, offer or "stated")
 
 
 def _price(
@@ -276,186 +280,20 @@ def _price(
     raise ConfigError("no price: give --price-per-hour, --offer ID (inferoptim prices list) or --capex")
 
 
-def _typed(
-    tokens_per_s: str,
-    total: float,
-    currency: str,
-    gpu_s_in: float | None,
-    gpu_s_out: float | None,
-    options: dict[str, Any],
-) -> tuple[str, TokenCost, Any, list[str]]:
-    from inferoptim.economics.checks import positive
-    from inferoptim.economics.cost import GpuTimeSplit, Serving, token_cost
-    from inferoptim.economics.uncertainty import Range, parse_range
-
-    speed = parse_range("tokens_per_s", parse_assignment(f"tokens_per_s={tokens_per_s}")[1])
-    middle = speed.mode if isinstance(speed, Range) else speed
-    positive("tokens per second", speed.low if isinstance(speed, Range) else speed)
-    split = None
-    if (gpu_s_in is None) != (gpu_s_out is None):
-        raise ConfigError("give both --gpu-s-per-m-input and --gpu-s-per-m-output, or neither")
-    if gpu_s_in is not None and gpu_s_out is not None:
-        split = GpuTimeSplit(gpu_s_in / 1e6, gpu_s_out / 1e6, "stated")
-    stated = {name: value for name, value in options.items() if value is not None}
-    serving = Serving(
-        price_per_hour=total, currency=currency, output_tokens_per_s=middle, split=split, **stated
-    )
-    return "stated", token_cost(serving), speed, []
-
-
-def _from_run(
-    run: Path, config: str | None, workload: str | None, total: float, currency: str, options: dict[str, Any]
-) -> list[tuple[str, TokenCost, Any, list[str]]]:
-    from inferoptim.economics.uncertainty import Range
-    from inferoptim.records.reader import read_run
-    from inferoptim.report.economics_section import caveats_of, cost_of, gpu_time_splits, rate_despite_failure
-
-    folder = read_run(run)
-    summary = folder.summary
-    if summary is None:
-        raise ConfigError(f"{run}: the run has no summary.json yet (inferoptim report {run})")
-    configs = {c.config_id: c for c in summary.configurations}
-    names = {m.workload for m in summary.metrics}
-    for given, known, what in ((config, configs, "configuration"), (workload, names, "workload")):
-        if given is not None and given not in known:
-            raise ConfigError(f"{run}: no {what} {given!r}; it has {', '.join(sorted(known))}")
-    splits, measured = gpu_time_splits(folder), folder.measured_runs()
-    found: list[tuple[str, TokenCost, Any, list[str]]] = []
-    for metric in summary.metrics:
-        if (config and metric.config_id != config) or (workload and metric.workload != workload):
-            continue
-        runs = measured.get((metric.config_id, metric.workload), [])
-        notes = caveats_of(configs[metric.config_id], metric, summary)
-        rate = metric.output_tokens_per_s or (rate_despite_failure(runs) if config else None)
-        if rate is None:
-            continue
-        row = metric.model_copy(update={"output_tokens_per_s": rate})
-        priced = cost_of(row, runs, total, currency, splits, **options)
-        spread = Range(rate.low, rate.value, rate.high, "measured") if rate.low < rate.high else rate.value
-        found.append((f"{metric.config_id} on {metric.workload}", priced, spread, notes))
-    if not found:
-        raise ConfigError(
-            f"{run}: nothing measured there can be priced (failed configurations have no speed)"
-        )
-    return found
-
-
-def _day(
-    demand: str | None, goodput: float | None, found: list[Any], gpus: int, headroom: float, priced: Priced
-) -> Table | None:
-    if demand is None:
-        return None
-    from inferoptim.economics.demand import demand_cost_per_million, provision
-
-    if goodput is None:
-        raise ConfigError(
-            "--demand needs --goodput: a day is provisioned for a service level, not for peak throughput"
-        )
-    try:
-        hours = [float(value) for value in demand.split(",")]
-    except ValueError:
-        raise ConfigError("--demand: 24 numbers separated by commas, requests/s of each hour") from None
-    per_request = found[0][1].tokens_per_s_priced / goodput  # output tokens: goodput was given in requests
-    rows = []
-    for day in provision(hours, goodput, gpus, headroom=headroom):
-        tokens = sum(hours) * 3600 * per_request
-        cost = demand_cost_per_million(day, priced.hour.total, tokens)
-        rows.append(
-            [day.policy, max(day.replicas), min(day.replicas), day.gpu_hours, f"{day.utilisation:.0%}", cost]
-        )
-    columns = [
-        "provisioned for",
-        "replicas, most",
-        "least",
-        "GPU-hours a day",
-        "utilisation",
-        f"{priced.hour.currency} per M output",
-    ]
-    return Table("Over the day", columns, rows)
-
-
-def _print(
-    found: list[tuple[str, TokenCost, Any, list[str]]],
-    priced: Priced,
-    use: Any,
-    total: float,
-    *,
-    json: bool,
-    csv: bool,
-    demand: Table | None,
-) -> None:
-    from inferoptim.economics.cost import cost_per_million
-    from inferoptim.economics.uncertainty import Range, monte_carlo, tornado
-
-    money = priced.hour.currency
-    rows, results, notes = [], [], list(priced.warnings)
-    for name, cost, speed, caveats in found:
-        # The rate that is priced may be goodput, not the throughput measured: its relative spread is carried over.
-        scale = cost.tokens_per_s_priced / (speed.mode if isinstance(speed, Range) else speed)
-
-        def model(x: Any, scale: float = scale) -> dict[str, Any]:
-            return {"cost": cost_per_million(total, x["tokens_per_s"] * scale, x["utilisation"])}
-
-        inputs = {"tokens_per_s": speed, "utilisation": use}
-        spread = None
-        if any(isinstance(v, Range) for v in inputs.values()):
-            spread = monte_carlo(
-                model, inputs, bounds={"utilisation": (1e-9, 1.0), "tokens_per_s": (1e-9, 1e12)}
-            )["cost"]
-        bars = [
-            {"input": b.name, "at_low": b.at_low, "at_high": b.at_high}
-            for b in tornado(model, inputs, "cost")
-        ]
-        whole = plus_minus(
-            cost.per_million_output, spread.low if spread else None, spread.high if spread else None
-        )
-        rows.append(
-            [name, whole, cost.per_million_total, cost.per_million_input_apart, cost.per_million_output_apart,
-             cost.energy_kwh_per_million_output, cost.carbon_g_per_million_output]
-        )  # fmt: skip
-        results.append(
-            {
-                "name": name,
-                **cost.as_dict(),
-                "spread": spread.as_dict() if spread else None,
-                "tornado": bars,
-                "record_caveats": caveats,
-            }
-        )
-        notes += [f"{name}: {caveat}" for caveat in caveats]
-    notes += dict.fromkeys(caveat for _, cost, _, _ in found for caveat in cost.caveats)
-    at = found[0][1].at
-    columns = [
-        "configuration",
-        f"{money} per M output",
-        "per M in+out",
-        "per M input",
-        "per M output apart",
-        "kWh per M",
-        "g CO2e per M",
-    ]
-    tables = [Table(f"Cost per million tokens, {at}", columns, rows)]
-    terms = [[t.name, t.per_gpu_hour, t.basis] for t in priced.hour.terms]
-    terms.append(["total", priced.hour.total, priced.source])
-    tables.append(Table(f"One GPU hour, {money}", ["term", "per GPU-hour", "basis"], terms))
-    if demand is not None:
-        tables.append(demand)
-    result = {
-        "gpu_hour": priced.hour.as_dict(),
-        "price_source": priced.source,
-        "machine_per_hour": total,
-        "costs": results,
-        "day": [dict(zip(demand.columns, row, strict=True)) for row in demand.rows] if demand else None,
-    }
-    emit(result, tables, json=json, csv=csv, notes=notes)
-
-
 def _write_focus(path: Path, priced: Priced, cost: TokenCost, gpus: int, offer: str) -> None:
     import datetime as dt
 
     from inferoptim.economics.focus import focus_csv
     from inferoptim.records.writer import write_atomic
 
-    text = focus_csv(priced.hour, cost, day=dt.date.today(), gpus=gpus, provider=offer, resource=offer)
+    text = focus_csv(
+        priced.hour,
+        cost,
+        day=dt.date.today(),
+        gpus=gpus,
+        provider=priced.provider or "stated",
+        resource=offer,
+        region=priced.region,
+    )
     write_atomic(path, text)
     typer.echo(f"wrote {path}", err=True)

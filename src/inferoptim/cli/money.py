@@ -109,6 +109,8 @@ class Priced:
     gpus_per_node: int
     source: str
     warnings: tuple[str, ...] = ()
+    provider: str = ""
+    region: str = ""
 
 
 def resolve_offer(
@@ -130,7 +132,8 @@ def resolve_offer(
     stale = catalogue.warning(offer)
     source = f"{offer.provider}, {offer.name}, seen {offer.seen.isoformat()} ({offer.source})"
     hour = rented_gpu_hour(Rental(price, wanted, offer.mode))
-    return Priced(hour, offer.gpus_per_node, source, (stale,) if stale else ())
+    warnings = (stale,) if stale else ()
+    return Priced(hour, offer.gpus_per_node, source, warnings, offer.provider, offer.region)
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:

@@ -121,7 +121,7 @@ def owned_gpu_hour(node: OwnedNode) -> GpuHour:
     capital = capital_per_year(node.capex, residual, node.cost_of_capital, node.years)
     depreciation = (node.capex - residual) / node.years
     energy_kwh = node.power_w / 1000.0 * node.pue * HOURS_PER_YEAR
-    origin = "measured" if node.power_measured else "stated"
+    origin = "measured at the GPUs" if node.power_measured else "stated"
     money = node.currency
     rows = [
         (

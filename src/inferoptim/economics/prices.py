@@ -47,7 +47,7 @@ class Offer:
         """Price of one GPU for one hour, in `currency`.
 
         Raises:
-            ConfigError: the offer is a purchase; `inferoptim cost --owned` amortises it.
+            ConfigError: the offer is a purchase; `inferoptim cost --capex` amortises it.
         """
         if self.unit == "node":
             raise ConfigError(
