@@ -298,6 +298,8 @@ LABELS: tuple[tuple[str, str, str], ...] = (
     ("carbon_g_per_million_output", "g CO2e per million output tokens", ""),
 )
 UNDEFINED = {
+    "per_million_input_apart_after": "not measured apart",
+    "per_million_output_apart_after": "not measured apart",
     "roi": "nothing is spent",
     "payback_months": "not within the horizon",
     "api_per_month": "no API price stated",

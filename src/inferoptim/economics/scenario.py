@@ -169,6 +169,9 @@ def compute_with_flow(x: Mapping[str, Any]) -> tuple[dict[str, Any], CashFlow]:
     )
     kwh = where(x["power_w"] > 0, kwh, NAN)
     carbon = where(x["carbon_g_per_kwh"] > 0, kwh * x["carbon_g_per_kwh"], NAN)
+    apart = (
+        x["gpu_s_per_m_input"] > 0
+    )  # at zero, the time of the prompt stands with the output: not measured apart
     figures = {
         "gpus_before": gpus,
         "gpus_after": gpus * x["factor"],
@@ -176,8 +179,10 @@ def compute_with_flow(x: Mapping[str, Any]) -> tuple[dict[str, Any], CashFlow]:
         "paid_gpus_after": paid_after,
         "per_million_output_before": per_million,
         "per_million_output_after": per_million * x["factor"],
-        "per_million_input_apart_after": (1.0 - x["cache_hit"]) * x["gpu_s_per_m_input"] * money_per_gpu_s,
-        "per_million_output_apart_after": x["gpu_s_per_m_output"] * money_per_gpu_s,
+        "per_million_input_apart_after": where(
+            apart, (1.0 - x["cache_hit"]) * x["gpu_s_per_m_input"] * money_per_gpu_s, NAN
+        ),
+        "per_million_output_apart_after": where(apart, x["gpu_s_per_m_output"] * money_per_gpu_s, NAN),
         "cost_index": 100.0 * x["factor"],
         "bill_per_month_before": paid_before * month,
         "bill_per_month_after": paid_after * month,

@@ -62,7 +62,7 @@ const model = (() => {
     const meets = breakEven(x.gpus_per_node * price * 24, nodeRequests, api);
     const kwh = x.power_w > 0
       ? request * factor / util / 3600 * x.power_w / 1000 * x.pue / x.output_tokens * 1e6 : NaN;
-    const cut = 1 - factor;
+    const cut = 1 - factor, apart = x.gpu_s_per_m_input > 0;
     const figures = {
       gpus_before: gpus,
       gpus_after: gpus * factor,
@@ -70,8 +70,8 @@ const model = (() => {
       paid_gpus_after: paidAfter,
       per_million_output_before: perMillion,
       per_million_output_after: perMillion * factor,
-      per_million_input_apart_after: (1 - x.cache_hit) * x.gpu_s_per_m_input * moneyPerGpuS,
-      per_million_output_apart_after: x.gpu_s_per_m_output * moneyPerGpuS,
+      per_million_input_apart_after: apart ? (1 - x.cache_hit) * x.gpu_s_per_m_input * moneyPerGpuS : NaN,
+      per_million_output_apart_after: apart ? x.gpu_s_per_m_output * moneyPerGpuS : NaN,
       cost_index: 100 * factor,
       bill_per_month_before: paidBefore * month,
       bill_per_month_after: paidAfter * month,

@@ -104,13 +104,13 @@
   }
   function picks() {
     if (DATA.choices.length) {
-      const most = Math.max(...DATA.choices.map((c) => (c.range ? c.range.high : c.factor)));
+      const most = Math.min(2, Math.max(1, ...DATA.choices.map((c) => c.factor)));
       return `<p class="help">${esc(t("choice.help"))}</p>` + DATA.choices.map((c) => {
         const r = c.range, ix = number(100 * c.factor, {maximumFractionDigits: 1});
         const ends = r ? ` [${number(100 * r.low, {maximumFractionDigits: 1})} – ${number(100 * r.high, {maximumFractionDigits: 1})}]` : "";
         return `<label class="pick"><input type="radio" name="choice" value="${esc(c.id)}"${c.id === state.chosen ? " checked" : ""}>`
           + `<span>${esc(c.label)}</span><span class="ix">${ix}${ends}</span>`
-          + `<span class="track"><i class="highEnd" style="left:0;width:${(c.factor / most * 100).toFixed(1)}%"></i></span>`
+          + `<span class="track"><i class="highEnd" style="left:0;width:${Math.min(100, c.factor / most * 100).toFixed(1)}%"></i></span>`
           + c.caveats.map((v) => `<small class="warn">${esc(t("caveat"))} : ${esc(v)}</small>`).join("") + "</label>";
       }).join("");
     }
