@@ -28,7 +28,8 @@ PRICE, WORK, LEVEL, POWER, OWNED, OUT = (
 
 def cost(
     run: Annotated[
-        Path | None, typer.Argument(help="Results folder of a bench; without it, state --tokens-per-s.")
+        Path | None,
+        typer.Argument(help="Results folder of a bench or a load test; without it, state --tokens-per-s."),
     ] = None,
     config: Annotated[
         str | None, typer.Option("--config", help="Only this configuration of the run.", rich_help_panel=WORK)
@@ -151,11 +152,20 @@ def cost(
             "--goodput", help="Requests/s that met the objective (inferoptim load).", rich_help_panel=LEVEL
         ),
     ] = None,
-    slo: Annotated[str, typer.Option("--slo", help="The objective, in words.", rich_help_panel=LEVEL)] = "",
+    slo: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--slo",
+            help="Objective of a request, repeatable: ttft=500ms, tpot=40ms, e2e=10s. Goodput is counted in the run.",
+            rich_help_panel=LEVEL,
+        ),
+    ] = None,
     demand: Annotated[
         str | None,
         typer.Option(
-            "--demand", help="24 hourly requests/s, comma-separated: price a day.", rich_help_panel=LEVEL
+            "--demand",
+            help="24 hourly requests/s, comma-separated or a file: price a day.",
+            rich_help_panel=LEVEL,
         ),
     ] = None,
     headroom: Annotated[
@@ -182,11 +192,14 @@ def cost(
     Examples: inferoptim cost results/my-run --price-per-hour 0.08 --utilisation 0.6;
     inferoptim cost --offer aws-p5-on-demand --tokens-per-s 2400 --utilisation 0.4:0.5:0.7
     """
-    from inferoptim.cli.cost_figures import day_table, from_run, mean_power_w, print_costs, typed
+    from inferoptim.cli.cost_figures import day_table, from_load, from_run, mean_power_w, print_costs, typed
     from inferoptim.economics.checks import share
     from inferoptim.economics.uncertainty import Range, parse_range
 
-    measured_w = mean_power_w(run, config) if run is not None and capex is not None and power == 0.0 else None
+    is_bench = run is not None and not (run / "load.json").exists()
+    measured_w = (
+        mean_power_w(run, config) if run is not None and is_bench and capex and power == 0.0 else None
+    )
     if measured_w is not None:
         power, power_measured = measured_w * gpus_per_node / gpus, True
     owned = {
@@ -205,15 +218,19 @@ def cost(
     share("utilisation", use.high if isinstance(use, Range) else use, zero=False)
     share("utilisation", use.low if isinstance(use, Range) else use, zero=False)
     options: dict[str, Any] = {
-        "utilisation": middle, "cache_hit": cache_hit, "goodput_requests_per_s": goodput, "slo": slo or None, "pue": pue,
+        "utilisation": middle, "cache_hit": cache_hit, "goodput_requests_per_s": goodput, "slo": ", ".join(slo or ()) or None, "pue": pue,
         "kwh_price": kwh_price, "carbon_g_per_kwh": carbon, "energy_j_per_token": energy,
         "input_tokens_per_request": input_tokens, "output_tokens_per_request": output_tokens,
     }  # fmt: skip
     total = priced.hour.total * gpus
+    unpriced: list[str] = []
     if run is not None:
         if tokens_per_s is not None:
             raise ConfigError("give either a results folder or --tokens-per-s, not both")
-        found = from_run(run, config, workload, total, priced.hour.currency, options)
+        if (run / "load.json").exists():
+            found = from_load(run, total, priced.hour.currency, options)
+        else:
+            found, unpriced = from_run(run, config, workload, total, priced.hour.currency, options, slo or [])
     elif tokens_per_s is not None:
         found = [typed(tokens_per_s, total, priced.hour.currency, gpu_s_in, gpu_s_out, options)]
     else:
@@ -225,7 +242,8 @@ def cost(
         total,
         json=json,
         csv=csv,
-        demand=day_table(demand, goodput, found, gpus, headroom, priced),
+        demand=None if demand is None else day_table(demand, found, gpus, headroom, priced),
+        unpriced=unpriced,
     )
     if focus is not None:
         _write_focus(focus, priced, found[0].cost, gpus, offer or "stated")
@@ -266,7 +284,7 @@ def _price(
     if price is not None:
         money = (currency or "EUR").upper()
         return Priced(rented_gpu_hour(Rental(price / gpus, money, "stated", **rental)), gpus, "stated")
-    if run is not None:
+    if run is not None and not (run / "load.json").exists():
         from inferoptim.records.reader import read_summary
 
         summary = read_summary(run)

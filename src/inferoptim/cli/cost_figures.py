@@ -23,6 +23,7 @@ class Figure:
     cost: TokenCost
     speed: float | Range
     caveats: tuple[str, ...] = ()
+    goodput_per_s: float | None = None  # requests/s that met the objective, where one was stated
 
 
 def typed(
@@ -50,17 +51,53 @@ def typed(
     serving = Serving(
         price_per_hour=total, currency=currency, output_tokens_per_s=middle, split=split, **stated
     )
-    return Figure("stated", "", token_cost(serving), speed)
+    return Figure("stated", "", token_cost(serving), speed, goodput_per_s=serving.goodput_requests_per_s)
+
+
+def from_load(folder: Path, total: float, currency: str, options: dict[str, Any]) -> list[Figure]:
+    """The cost at the levels of a load test: its goodput where objectives were stated, its throughput elsewhere."""
+    from inferoptim.economics.cost import Serving, token_cost
+    from inferoptim.report.service_level import load_points
+
+    if options.get("goodput_requests_per_s") or options.get("slo"):
+        raise ConfigError(f"{folder}: a load test carries its own objectives; leave out --goodput and --slo")
+    stated = {name: value for name, value in options.items() if value is not None}
+    found = []
+    for point in load_points(folder):
+        measured: dict[str, Any] = {
+            "output_tokens_per_s": point.output_tokens_per_s,
+            "input_tokens_per_request": point.input_tokens,
+            "output_tokens_per_request": point.output_tokens,
+            "goodput_requests_per_s": point.goodput_per_s,
+            "slo": point.slo,
+        }
+        serving = Serving(price_per_hour=total, currency=currency, **{**measured, **stated})
+        found.append(
+            Figure("load", point.name, token_cost(serving), point.output_tokens_per_s, point.caveats)
+        )
+    return found
 
 
 def from_run(
-    run: Path, config: str | None, workload: str | None, total: float, currency: str, options: dict[str, Any]
-) -> list[Figure]:
-    """The cost of each measured configuration of a run."""
+    run: Path,
+    config: str | None,
+    workload: str | None,
+    total: float,
+    currency: str,
+    options: dict[str, Any],
+    slo: list[str],
+) -> tuple[list[Figure], list[str]]:
+    """The cost of each measured configuration of a run; with `slo`, at the goodput that its requests show.
+
+    Also what has no cost there, and why.
+    """
+    from inferoptim.bench.load.objectives import met, parse_objectives
     from inferoptim.economics.uncertainty import Range
     from inferoptim.records.reader import read_run
     from inferoptim.report.economics_section import caveats_of, cost_of, gpu_time_splits, rate_despite_failure
+    from inferoptim.report.service_level import bench_goodput, describe
 
+    objectives = parse_objectives(slo) if slo and not options.get("goodput_requests_per_s") else None
     folder = read_run(run)
     summary = folder.summary
     if summary is None:
@@ -71,7 +108,8 @@ def from_run(
         if given is not None and given not in known:
             raise ConfigError(f"{run}: no {what} {given!r}; it has {', '.join(sorted(known))}")
     splits, measured = gpu_time_splits(folder), folder.measured_runs()
-    found = []
+    found: list[Figure] = []
+    unpriced: list[str] = []
     for metric in summary.metrics:
         if (config and metric.config_id != config) or (workload and metric.workload != workload):
             continue
@@ -81,32 +119,50 @@ def from_run(
         if rate is None:
             continue
         row = metric.model_copy(update={"output_tokens_per_s": rate})
-        priced = cost_of(row, runs, total, currency, splits, **options)
+        stated = options
+        if objectives is not None:
+            needs_stream = any((objectives.ttft_s, objectives.tpot_s, objectives.itl_s))
+            goodput = bench_goodput(
+                folder,
+                metric.config_id,
+                metric.workload,
+                lambda request: met(request, objectives) is True,
+                streamed=needs_stream,
+            )
+            if goodput is None or goodput.value == 0:
+                why = "not measured: it does not stream" if goodput is None else "no request met it"
+                unpriced.append(f"{metric.config_id} on {metric.workload}: {why}")
+                continue
+            stated = {**options, "goodput_requests_per_s": goodput.value, "slo": describe(objectives)}
+            rate = goodput
+        priced = cost_of(row, runs, total, currency, splits, **stated)
         spread = Range(rate.low, rate.value, rate.high, "measured") if rate.low < rate.high else rate.value
-        found.append(Figure(metric.config_id, metric.workload, priced, spread, tuple(notes)))
+        goodput_per_s = stated.get("goodput_requests_per_s")
+        found.append(Figure(metric.config_id, metric.workload, priced, spread, tuple(notes), goodput_per_s))
     if not found:
-        raise ConfigError(
-            f"{run}: nothing measured there can be priced (failed configurations have no speed)"
-        )
-    return found
+        reason = "; ".join(unpriced) or "failed configurations have no speed"
+        raise ConfigError(f"{run}: nothing measured there can be priced ({reason})")
+    return found, [f"no cost at this level for {text}" for text in unpriced]
 
 
-def day_table(
-    demand: str | None, goodput: float | None, found: list[Figure], gpus: int, headroom: float, priced: Priced
-) -> Table | None:
-    if demand is None:
-        return None
+def day_table(demand: str, found: list[Figure], gpus: int, headroom: float, priced: Priced) -> Table:
+    """A day of traffic provisioned for the level that was priced: for its peak all day, and scaled every hour.
+
+    Args:
+        demand: 24 hourly requests/s separated by commas, or a file of them.
+    """
     from inferoptim.economics.demand import demand_cost_per_million, provision
 
-    if goodput is None:
+    served = [figure for figure in found if figure.goodput_per_s]
+    if not served:
         raise ConfigError(
-            "--demand needs --goodput: a day is provisioned for a service level, not for peak throughput"
+            "--demand needs a goodput (--goodput, or --slo with a run): a day is provisioned for a service level, not for "
+            "peak throughput"
         )
-    try:
-        hours = [float(value) for value in demand.split(",")]
-    except ValueError:
-        raise ConfigError("--demand: 24 numbers separated by commas, requests/s of each hour") from None
-    per_request = found[0].cost.tokens_per_s_priced / goodput  # output tokens: goodput was given in requests
+    cheapest = min(served, key=lambda figure: figure.cost.per_million_output)
+    goodput = cheapest.goodput_per_s or 0.0
+    hours = _hours(demand)
+    per_request = cheapest.cost.tokens_per_s_priced / goodput  # output tokens: goodput is in requests
     rows = []
     for day in provision(hours, goodput, gpus, headroom=headroom):
         tokens = sum(hours) * 3600 * per_request
@@ -122,7 +178,20 @@ def day_table(
         "utilisation",
         f"{priced.hour.currency} per M output",
     ]
-    return Table("Over the day", columns, rows)
+    name = f" · {cheapest.config} on {cheapest.workload}" if cheapest.workload else ""
+    return Table(f"Over the day{name}", columns, rows)
+
+
+def _hours(demand: str) -> list[float]:
+    file = Path(demand)
+    try:
+        if "," not in demand and file.is_file():
+            demand = file.read_text(encoding="utf-8")
+        return [float(value) for value in demand.replace(",", " ").split()]
+    except (OSError, ValueError):
+        raise ConfigError(
+            f"--demand {demand[:40]!r}: 24 numbers separated by commas, requests/s of each hour, or a file of them"
+        ) from None
 
 
 def print_costs(
@@ -134,12 +203,13 @@ def print_costs(
     json: bool,
     csv: bool,
     demand: Table | None,
+    unpriced: list[str],
 ) -> None:
     """Print the costs, the GPU hour term by term and, if asked, the day."""
     money = priced.hour.currency
     workloads = list(dict.fromkeys(figure.workload for figure in found))
     rows: list[list[Any]] = []
-    results, notes = [], list(priced.warnings)
+    results, notes = [], [*priced.warnings, *unpriced]
     for figure in found:
         cost = figure.cost
         spread, bars = _spread(figure, use, total)

@@ -11,14 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from inferoptim.economics.attribution import Attribution, attribute, cost_index
+from inferoptim.economics.claims import Evidence, examine_all
+from inferoptim.economics.claims.page import claims_page
 from inferoptim.economics.cost import GpuTimeSplit, Serving, TokenCost, split_gpu_time, token_cost
 from inferoptim.errors import ConfigError, DataError
 from inferoptim.records.reader import RunFolder, read_run
 from inferoptim.records.schema import ConfigurationRecord, Interval, MetricSummary, RunRecord, Summary
 from inferoptim.records.writer import write_atomic
+from inferoptim.units import NOT_MEASURED
 
 FEW_RUNS = 3  # below, an interval says little: every figure carries a caveat
 FILE = "economics.json"
+CLAIMS_FILE = "claims.html"
 
 
 def economics_from_run(
@@ -32,7 +36,8 @@ def economics_from_run(
 
     Returns:
         Plain values: `price_per_hour` (None = not stated), `workloads` (a list: cost of each configuration, ladder,
-        attribution), `attribution` of the busiest workload (what the report prints) and `caveats`.
+        attribution), `attribution` of the busiest workload (what the report prints), `claims` of the guide that the
+        run measured something about, and `caveats`.
 
     Raises:
         DataError: the folder holds no summarised run.
@@ -56,15 +61,29 @@ def economics_from_run(
         "workloads": workloads,
         "attribution": busiest["attribution"] if busiest else [],
         "attribution_workload": busiest["workload"] if busiest else None,
+        "claims": [row for row in examined(run) if row["measured_here"] != NOT_MEASURED],
         "caveats": caveats,
     }
 
 
 def write_economics(folder: str | Path, **options: Any) -> Path:
-    """Write ``economics.json`` beside the records (whole or not at all) and return its path."""
+    """Write ``economics.json`` and ``claims.html`` beside the records (each whole or not at all); the path of the first."""
     path = Path(folder) / FILE
     write_atomic(path, json.dumps(economics_from_run(folder, **options), indent=1, ensure_ascii=False) + "\n")
+    run = read_run(folder)
+    write_atomic(path.with_name(CLAIMS_FILE), claims_page(examined(run), run.path.name))
     return path
+
+
+def examined(run: RunFolder) -> list[dict[str, Any]]:
+    """Every claim of the guide judged, with what `run` measured beside it."""
+    return examine_all(
+        Evidence(
+            summary=run.summary.model_dump(mode="json") if run.summary else None,
+            environment=run.environment.model_dump(mode="json") if run.environment else None,
+            run=run.path.name,
+        )
+    )
 
 
 def gpu_time_splits(run: RunFolder) -> dict[tuple[str, int | None], GpuTimeSplit]:

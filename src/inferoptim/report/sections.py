@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from inferoptim.records.schema import Interval
 from inferoptim.report.facts import Facts
-from inferoptim.report.language import Cell, Language, clean, finite
-from inferoptim.report.tables import Row, Table
-from inferoptim.report.verdict import known_lever
+from inferoptim.report.language import Language, clean, finite
 
 Pair = tuple[str, str]
 
@@ -86,43 +83,6 @@ def environment_rows(facts: Facts, language: Language) -> list[Pair]:
         (language("env.host"), clean(env.hostname_hash)),
     ]
     return rows
-
-
-def economics_table(facts: Facts, language: Language) -> Table | None:
-    """The cost attribution of `economics.json`, where that file exists: a row a lever, a column a method.
-
-    It reads `attribution`: a list of {method, points}, `points` mapping a lever to index points (a number, or an
-    interval {value, low, high}), or null where the method's configurations were not all measured.
-    """
-    economics = facts.run.economics
-    entries = economics.get("attribution") if economics else None
-    if not isinstance(entries, list):
-        return None
-    methods = [e for e in entries if isinstance(e, dict) and "method" in e]
-    points = [e["points"] if isinstance(e.get("points"), dict) else {} for e in methods]
-    levers = list(dict.fromkeys(name for of_method in points for name in of_method))
-    if not levers:
-        return None
-    rows = tuple(
-        Row(known_lever(name, language), tuple(_points(p.get(name), language) for p in points))
-        for name in levers
-    )
-    heads = tuple(_method(e["method"], language) for e in methods)
-    return Table(language("caption.attribution"), language("column.lever"), heads, rows)
-
-
-def _method(name: object, language: Language) -> str:
-    key = f"method.{str(name).lower().replace('-', '_')}"
-    return language(key) if language.has(key) else clean(name)
-
-
-def _points(value: Any, language: Language) -> Cell:
-    if isinstance(value, Mapping):
-        numbers = [value.get(k) for k in ("value", "low", "high")]
-        if all(isinstance(n, int | float) for n in numbers):
-            return language.unit_cell(Interval(value=numbers[0], low=numbers[1], high=numbers[2]))
-        value = numbers[0]
-    return language.unit_cell(value) if isinstance(value, int | float) else Cell()
 
 
 def _rate(value: float | None, scale: float, unit: str, language: Language) -> str:

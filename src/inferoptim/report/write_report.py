@@ -18,7 +18,8 @@ from inferoptim.report.kv import contiguous_and_paged
 from inferoptim.report.language import CATALOGUES, Language, LanguageCode, clean
 from inferoptim.report.load import load_records
 from inferoptim.report.markdown import code_block, escape_markdown
-from inferoptim.report.sections import economics_table, environment_rows, protocol_rows
+from inferoptim.report.money_tables import money_content
+from inferoptim.report.sections import environment_rows, protocol_rows
 from inferoptim.report.verdict import computed_warnings, verdict
 
 _TEMPLATES = ("report.html.j2", "report.md.j2")
@@ -94,7 +95,7 @@ def _content(facts: Facts, language: Language) -> dict[str, Any]:
         "warnings": [*computed_warnings(facts, language), *(clean(w) for w in facts.run.summary.warnings)],
         "protocol": protocol_rows(facts, language),
         "environment_rows": environment_rows(facts, language),
-        "economics": economics_table(facts, language),
+        **money_content(facts, language),
         "confidence": _confidence(facts, language),
         "clean": clean,
     }

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from inferoptim.errors import ConfigError
 from inferoptim.records.load_schema import LoadRequestRecord, Objectives
+from inferoptim.records.schema import RequestRecord
 
 _BOUND = re.compile(r"\s*(ttft|tpot|itl|e2e)\s*(?:<=|<|=)\s*([0-9.]+)\s*(ms|s)\s*", re.IGNORECASE)
 
@@ -36,7 +37,7 @@ def parse_objectives(texts: Sequence[str], attainment: float = 0.95) -> Objectiv
     return Objectives(**bounds, attainment=attainment)
 
 
-def met(record: LoadRequestRecord, objectives: Objectives) -> bool | None:
+def met(record: LoadRequestRecord | RequestRecord, objectives: Objectives) -> bool | None:
     """True when every stated objective was met; a failed request, or a time that could not be seen, does not meet it."""
     if not objectives.stated:
         return None

@@ -31,8 +31,8 @@ def quality(evidence: Evidence) -> Finding:
     """The quality gate's figures of the quantised configurations of a run, if there is one."""
     found = []
     for record in (evidence.summary or {}).get("quality", ()):
-        if record["kind"] != "logits_vs_transformers":
-            continue
+        if record["kind"] != "distribution" or "perplexity_ratio" not in record["values"]:
+            continue  # lossless levers are held to identical tokens and logits: perplexity says nothing of them
         values = ", ".join(
             f"{name} {v['value']:.4g} [{v['low']:.4g}, {v['high']:.4g}]"
             for name, v in record["values"].items()

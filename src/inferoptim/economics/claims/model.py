@@ -113,6 +113,27 @@ class Evidence:
         }
         return self.cite("; ".join(f"{share:.0%} ({name})" for name, share in found.items()))
 
+    def kv_bytes(self) -> str | None:
+        """Bytes of KV-cache that the engine allocated a token, beside the formula with KV heads and with all heads."""
+        shape = (self.environment or {}).get("model_shape") or {}
+        names = ("num_layers", "num_heads", "num_kv_heads", "head_dim")
+        if not self.summary or any(name not in shape for name in names):
+            return None
+        elements = 2 * shape["num_layers"] * shape["head_dim"]
+        found: dict[float, str] = {}
+        for config in self.summary.get("configurations", ()):
+            size, tokens = config.get("kv_capacity_bytes"), config.get("kv_capacity_tokens")
+            if size and tokens:
+                found.setdefault(size / tokens, config["config_id"])
+        if not found:
+            return None
+        text = "; ".join(
+            f"{allocated:,.0f} B a token allocated ({name}) = {allocated / elements / shape['num_kv_heads']:.3g} B an element "
+            f"with {shape['num_kv_heads']} KV heads, {allocated / elements / shape['num_heads']:.3g} with all {shape['num_heads']}"
+            for allocated, name in found.items()
+        )
+        return self.cite(text)
+
     def memory_read(self, device: str) -> str | None:
         """The measured read ceiling, if the run was on that device."""
         environment = self.environment or {}

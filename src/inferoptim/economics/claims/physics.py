@@ -93,7 +93,7 @@ def decode_share(evidence: Evidence) -> Finding:
 
 
 @claim(23, "2.3, 3.3", "KV bytes = 2·L·H·d·sizeof", "P, C, G")
-def kv_formula(_: Evidence) -> Finding:
+def kv_formula(evidence: Evidence) -> Finding:
     """Llama-2-70B with its 8 KV heads, and with the 64 query heads that the formula takes."""
     shape = find_shape("Llama-2-70B")
     right, claimed = _kv(shape) / 1e6, kv_bytes_per_token(shape.layers, 64, shape.head_dim) / 1e6
@@ -101,6 +101,7 @@ def kv_formula(_: Evidence) -> Finding:
         CONDITIONS,
         f"Only for full multi-head attention; with GQA use the number of KV heads (Llama-2-70B: {right:.2f} MB a token, not "
         f"{claimed:.2f})",
+        evidence.kv_bytes(),
         figures={"gqa_mb": right, "formula_mb": claimed},
     )
 
