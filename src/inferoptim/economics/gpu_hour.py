@@ -5,6 +5,7 @@ Formulas accept numpy arrays wherever they accept floats (the Monte-Carlo runs t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,8 +58,7 @@ def capital_recovery_factor(rate: float, years: float) -> float:
     """
     if rate == 0:
         return 1.0 / years
-    growth: float = (1.0 + rate) ** years
-    return rate * growth / (growth - 1.0)
+    return -rate / math.expm1(-years * math.log1p(rate))  # the same, exact for a rate next to zero
 
 
 def capital_per_year(capex: float, residual: float, rate: float, years: float) -> float:
