@@ -230,11 +230,12 @@ def test_a_day_serves_its_traffic_and_scaling_never_costs_more(hours, goodput, h
 
 
 @drawn
-@given(rate=st.floats(0, 0.5), years=st.floats(0.5, 15))
-def test_capital_recovery_repays_the_loan(rate, years):
+@given(rate=st.floats(1e-6, 0.5), years=st.floats(0.5, 15), tiny=st.floats(0, 1e-9))
+def test_capital_recovery_repays_the_loan(rate, years, tiny):
     factor = capital_recovery_factor(rate, years)
-    worth = years if rate == 0 else (1 - (1 + rate) ** -years) / rate  # present value of 1 a year
+    worth = (1 - (1 + rate) ** -years) / rate  # present value of 1 a year
     assert factor * worth == pytest.approx(1.0, rel=1e-6)
+    assert capital_recovery_factor(tiny, years) == pytest.approx(1 / years)
 
 
 @drawn

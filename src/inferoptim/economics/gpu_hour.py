@@ -56,7 +56,7 @@ def capital_recovery_factor(rate: float, years: float) -> float:
     >>> round(capital_recovery_factor(0.08, 3), 5)
     0.38803
     """
-    if rate == 0:
+    if rate < 1e-12:  # straight line, to eleven digits; the formula would divide by nothing
         return 1.0 / years
     return -rate / math.expm1(-years * math.log1p(rate))  # the same, exact for a rate next to zero
 
