@@ -47,10 +47,13 @@ def where(condition: Any, then: Any, other: Any) -> Any:
 
 
 def ratio(numerator: Any, denominator: Any) -> Any:
-    """numerator / denominator; NaN (never infinity, never an exception) where the denominator is zero."""
+    """numerator / denominator; NaN (never infinity, never an exception) where the denominator is zero or next to it."""
     if _is_array(numerator, denominator):
         import numpy as np
 
         top, bottom = np.broadcast_arrays(np.asarray(numerator, float), np.asarray(denominator, float))
-        return np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom != 0)
-    return numerator / denominator if denominator != 0 else math.nan
+        with np.errstate(over="ignore"):
+            found = np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom != 0)
+        return np.where(np.isinf(found), np.nan, found)
+    found = numerator / denominator if denominator != 0 else math.nan
+    return math.nan if math.isinf(found) else found

@@ -4,7 +4,7 @@
 const model = (() => {
   const HOURS_PER_YEAR = 8760, HOURS_PER_MONTH = 730, CEIL_SLACK = 1e-9, Z95 = 1.9599639845400536;
 
-  const ratio = (a, b) => (b !== 0 ? a / b : NaN);
+  const ratio = (a, b) => (b !== 0 && Number.isFinite(a / b) ? a / b : NaN);
 
   function paidGpus(needed, perNode, committed) {
     return Math.max(perNode * Math.ceil(needed / perNode - CEIL_SLACK), committed);
