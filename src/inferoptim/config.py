@@ -38,7 +38,8 @@ class EngineConfig(BaseModel):
     )
     kernels: Literal["auto", "native", "torch"] = Field(
         "auto",
-        description="CPU kernels: native = compiled C++ (refused when it cannot be built), torch = stock operators.",
+        description="torch = stock operators; on a CPU, native = compiled C++ (refused when it cannot be built); "
+        "on a GPU, auto = Triton kernels.",
     )
     seed: int = Field(0, description="Seed of requests that state none.")
 
@@ -175,6 +176,21 @@ class SamplingParams(BaseModel):
     def greedy(self) -> bool:
         """True when the likeliest token is taken, whatever the seed."""
         return self.temperature == 0
+
+    @property
+    def plain(self) -> bool:
+        """True when the choice is the argmax of the raw logits and nothing else is asked of them."""
+        return (
+            self.greedy
+            and self.logprobs is None
+            and self.prompt_logprobs is None
+            and not self.min_tokens
+            and not self.logit_bias
+            and not self.presence_penalty
+            and not self.frequency_penalty
+            and self.repetition_penalty == 1.0
+            and self.grammar is None
+        )
 
 
 def create_validated(model: type[Model], fields: dict[str, Any], where: str = "") -> Model:

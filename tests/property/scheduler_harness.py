@@ -65,6 +65,7 @@ class Row:
 
     request_id: str
     tokens: list[int]
+    plain: bool
     table: list[int] = field(default_factory=list)
 
 
@@ -77,23 +78,40 @@ class ModelRunner:
         self.rows: dict[int, Row] = {}
         self.kv: dict[tuple[int, int], int] = {}  # (block, offset) -> hash of the prefix it was computed from
         self.steps = 0
+        self.chained: set[int] = set()  # rows whose latest token the device itself chose and holds
 
-    def execute(self, plan: StepPlan) -> StepResult:
+    def execute(self, plan: StepPlan, ahead: bool = False) -> StepResult:
+        """Run a plan. `ahead`: it was made before the outcome of the one before it was known."""
         assert plan.step_id == self.steps
         self.steps += 1
         self._apply(plan)
+        chosen = [s.slot for s in plan.sequences]
+        if ahead:
+            assert self.chained.issuperset(chosen), "ahead of a token that the host has to choose"
+        decodes = all(s.num_tokens == 1 and s.samples and self.rows[s.slot].plain for s in plan.sequences)
+        assert decodes or plan.num_steps == 1, "many steps of what the device cannot do alone"
+        self.chained = set(chosen) if decodes else set()
         drafts = dict(plan.draft_tokens)
         assert len(drafts) == len(plan.draft_tokens)
         assert set(drafts) <= {s.slot for s in plan.sequences}
         assert len({s.slot for s in plan.sequences}) == len(plan.sequences), "a row twice in one step"
-        writes: dict[tuple[int, int], int] = {}
-        results = []
-        for work in plan.sequences:
-            own, result = self._compute(work, list(drafts.get(work.slot, ())))
-            assert not writes.keys() & own.keys(), "two sequences write the same KV slot in one step"
-            writes.update(own)
-            results.append(result)
-        self.kv.update(writes)  # only now: nobody may read in a step what another one writes in it
+        results: list[SequenceResult] = []
+        for index in range(
+            plan.num_steps
+        ):  # of many steps each follows from the one before, on the device alone
+            writes: dict[tuple[int, int], int] = {}
+            for at, work in enumerate(plan.sequences):
+                work = work._replace(start=work.start + index)
+                own, result = self._compute(
+                    work, list(drafts.get(work.slot, ())), past_end=index > 0 or ahead
+                )
+                assert not writes.keys() & own.keys(), "two sequences write the same KV slot in one step"
+                writes.update(own)
+                if index == 0:
+                    results.append(result)
+                else:
+                    results[at] = SequenceResult(work.slot, results[at].token_ids + result.token_ids)
+            self.kv.update(writes)  # only now: nobody may read in a step what another one writes in it
         return StepResult(plan.step_id, tuple(results))
 
     def _apply(self, plan: StepPlan) -> None:
@@ -103,7 +121,9 @@ class ModelRunner:
         for admission in plan.admitted:
             assert admission.slot not in self.rows, "admitted to a row that is taken"
             assert 0 <= admission.slot < self.config.max_num_seqs
-            self.rows[admission.slot] = Row(admission.request_id, list(admission.token_ids))
+            self.rows[admission.slot] = Row(
+                admission.request_id, list(admission.token_ids), admission.sampling.plain
+            )
         for slot, blocks in plan.new_blocks:
             assert blocks, "an empty delta"
             self.rows[slot].table += blocks
@@ -115,7 +135,7 @@ class ModelRunner:
                 )
 
     def _compute(
-        self, work: ScheduledSequence, drafts: list[int]
+        self, work: ScheduledSequence, drafts: list[int], past_end: bool
     ) -> tuple[dict[tuple[int, int], int], SequenceResult]:
         row, size = self.rows[work.slot], self.config.block_size
         assert work.num_draft == len(drafts)
@@ -128,6 +148,9 @@ class ModelRunner:
         assert work.samples or not drafts
         assert end <= known + len(drafts)
         content = hashes(row.tokens + drafts)
+        if past_end and end > len(row.table) * size:  # the device computes nothing beyond a row's last block
+            row.tokens.append(0)
+            return {}, SequenceResult(work.slot, (0,))
         assert end <= len(row.table) * size, "tokens without a block"
         for position in range(work.start):
             where = (row.table[position // size], position % size)
@@ -147,7 +170,9 @@ class ModelRunner:
 def check_plan(plan: StepPlan, config: SchedulerConfig, known_before: dict[int, int]) -> None:
     """What the levers promise of every plan. `known_before`: computed tokens of the rows that decode."""
     whole = not config.chunked_prefill
-    if plan.num_tokens > config.max_num_batched_tokens:
+    if plan.num_steps > 1:
+        assert all(s.num_tokens == 1 and s.samples for s in plan.sequences), "many steps of what is no decode"
+    if plan.num_tokens > config.max_num_batched_tokens * plan.num_steps:
         assert whole, "over the token budget"
         assert len(plan.sequences) == 1, "over the token budget, and not alone"
     if whole:
@@ -173,6 +198,7 @@ class Harness:
         self.live: dict[str, Sequence] = {}
         self.ended: dict[str, Sequence] = {}
         self.count = 0
+        self.ahead = 0  # plans made before the outcome of the one before was known
         self.now = 0.0
 
     def arrive(self, prompt: tuple[int, ...], sampling: SamplingParams, salt: int = 0) -> None:
@@ -201,8 +227,13 @@ class Harness:
         self.matches_alone(seq)
         self.scheduler.check()
 
-    def step(self, abort: str | None = None) -> None:
-        """One step with every check around it; `abort` leaves while the plan is out."""
+    def step(self, abort: str | None = None, most_steps: int = 1, ahead: bool = False) -> None:
+        """One plan with every check around it, and with `ahead` those that can follow it before its outcome is known.
+
+        Args:
+            abort: leaves while the plan is out.
+            most_steps: what one plan may span.
+        """
         self.now += 1.0
         static_before = not self.config.in_flight_batching and self.scheduler.num_running > 0
         decoding = {
@@ -212,9 +243,8 @@ class Harness:
             and seq.num_known - seq.num_computed == 1
             and seq.num_generated > 0
         }
-        before = {name: seq.num_generated for name, seq in self.live.items()}
         preemptions = self.scheduler.counters()["preemptions"]
-        plan = self.scheduler.schedule(self.now)
+        plan = self.scheduler.schedule(self.now, most_steps)
         preemptions = self.scheduler.counters()["preemptions"] - preemptions
         self.scheduler.check()
         if plan is None:
@@ -226,12 +256,33 @@ class Harness:
             assert len(plan.released) == preemptions, "a place in a static batch was given up before its end"
         check_plan(plan, self.config, decoding)
         self._check_memory()
+        assert plan.num_steps <= most_steps
         if abort is not None:
             self.abort(abort)
-        result = self.runner.execute(plan)
+        out = [(plan, *self._execute(plan))]
+        while out:
+            following = self.scheduler.schedule_ahead(most_steps) if ahead else None
+            self.scheduler.check()
+            if following is not None:
+                assert not following.admitted
+                assert not following.draft_tokens
+                assert 1 <= following.num_steps <= most_steps
+                assert all(s.num_tokens == 1 and s.samples for s in following.sequences)
+                out.append((following, *self._execute(following, ahead=True)))
+                self.ahead += 1
+                if self.live and self.random.random() < 0.1:
+                    self.abort(self.random.choice(sorted(self.live)))
+            self._take(*out.pop(0))
+
+    def _execute(self, plan: StepPlan, ahead: bool = False) -> tuple[StepResult, set[str]]:
+        """The outcome, and the requests that sampled: a plan made ahead may release their rows before it is taken in."""
+        result = self.runner.execute(plan, ahead)
+        return result, {self.runner.rows[r.slot].request_id for r in result.sequences if r.token_ids}
+
+    def _take(self, plan: StepPlan, result: StepResult, sampled: set[str]) -> None:
+        before = {name: seq.num_generated for name, seq in self.live.items()}
         changed = self.scheduler.update(plan, result, self.now)
         self.scheduler.check()
-        sampled = {self.runner.rows[r.slot].request_id for r in result.sequences if r.token_ids}
         assert {seq.request.request_id for seq in changed} == sampled & self.live.keys()
         for seq in changed:
             name = seq.request.request_id

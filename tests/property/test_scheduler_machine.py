@@ -70,6 +70,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         ignore_eos=st.booleans(),
         stop=st.sampled_from([(), (1,)]),
         salt=st.integers(0, 1),
+        temperature=st.sampled_from([0.0, 0.0, 1.0]),
     )
     def arrive(
         self,
@@ -79,8 +80,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         ignore_eos: bool,
         stop: tuple[int, ...],
         salt: int,
+        temperature: float,
     ) -> None:
         sampling = SamplingParams(
+            temperature=temperature,
             max_tokens=max_tokens,
             min_tokens=min(min_tokens, max_tokens),
             ignore_eos=ignore_eos,
@@ -89,12 +92,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         for prompt in prompts:
             self.harness.arrive(prompt, sampling, salt)
 
-    @rule(drafts=st.booleans(), times=st.integers(1, 8))
-    def steps(self, drafts: bool, times: int) -> None:
+    @rule(drafts=st.booleans(), times=st.integers(1, 8), most_steps=st.integers(1, 6), ahead=st.booleans())
+    def steps(self, drafts: bool, times: int, most_steps: int, ahead: bool) -> None:
         for _ in range(times):
             if drafts:
                 self.harness.propose()
-            self.harness.step()
+            self.harness.step(most_steps=most_steps, ahead=ahead)
 
     @precondition(lambda self: self.harness.live)
     @rule(data=st.data(), while_out=st.booleans())
@@ -151,13 +154,16 @@ def test_long_traffic(levers: tuple[bool, bool, bool, bool], seed: int) -> None:
         if len(harness.live) < 10 and chance.random() < 0.5:
             rest = tuple(chance.randrange(VOCABULARY) for _ in range(chance.randint(1, 8)))
             sampling = SamplingParams(
-                max_tokens=chance.randint(1, 30), ignore_eos=chance.random() < 0.8, min_tokens=0
+                temperature=float(chance.random() < 0.1),
+                max_tokens=chance.randint(1, 30),
+                ignore_eos=chance.random() < 0.8,
+                min_tokens=0,
             )
             harness.arrive(chance.choice(PREFIXES) + rest, sampling, salt=int(chance.random() < 0.2))
         if chance.random() < 0.4:
             harness.propose()
         leaver = chance.choice(sorted(harness.live)) if harness.live and chance.random() < 0.05 else None
-        harness.step(abort=leaver)
+        harness.step(abort=leaver, most_steps=chance.choice([1, 1, 3, 8]), ahead=chance.random() < 0.7)
         if harness.live and chance.random() < 0.02:
             harness.abort(chance.choice(sorted(harness.live)))
         if harness.live and chance.random() < 0.02:
@@ -169,3 +175,22 @@ def test_long_traffic(levers: tuple[bool, bool, bool, bool], seed: int) -> None:
     assert (counters["preemptions"] > 0) == paged, "this traffic exceeds the memory that paging shares"
     assert (counters["prefix_cache_hit_tokens"] > 0) == prefix
     assert counters["draft_accepted_tokens"] > 0
+
+
+@pytest.mark.parametrize("levers", LEVERS, ids=lambda levers: "".join("-+"[on] for on in levers))
+def test_plans_made_ahead(levers: tuple[bool, bool, bool, bool]) -> None:
+    """Greedy traffic in memory that nearly suffices: plans of many steps, and plans before the last one's outcome."""
+    chance = random.Random(7)
+    config = SchedulerConfig(4, 24, 32, 3, *levers)
+    harness = Harness(config, 48, 7)
+    for _ in range(200):
+        if len(harness.live) < 5 and chance.random() < 0.5:
+            rest = tuple(chance.randrange(VOCABULARY) for _ in range(chance.randint(1, 8)))
+            sampling = SamplingParams(
+                temperature=0.0, max_tokens=chance.randint(1, 24), ignore_eos=chance.random() < 0.7
+            )
+            harness.arrive(chance.choice(PREFIXES) + rest, sampling)
+        harness.step(most_steps=chance.choice([1, 4, 9]), ahead=True)
+    harness.drain()
+    assert len(harness.ended) > 40
+    assert harness.ahead > 40

@@ -11,10 +11,11 @@ grows block by block. So only decoding can run out of blocks, never a prompt hal
 from __future__ import annotations
 
 import heapq
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
 
+from inferoptim.engine import bursts
 from inferoptim.engine.blocks import BlockAllocator, blocks_for
 from inferoptim.engine.kv_memory import KVMemory, Tracked
 from inferoptim.engine.request import FinishReason, Request, Sequence, Status
@@ -67,8 +68,9 @@ class _Step:
 class Scheduler:
     """Owns every `Sequence`, every block and every row of the batch; nobody else writes to them.
 
-    The caller's loop is `plan = schedule(now)`, execute it, `update(plan, result, now)`. One plan is out at a time;
-    `add`, `abort` and `finish` may be called at any moment, also while a plan is out.
+    The caller's loop is `plan = schedule(now)`, execute it, `update(plan, result, now)`. One plan is out at a time, or a
+    plan and those that `schedule_ahead` made after it. `add`, `abort` and `finish` may be called at any moment, also
+    while a plan is out.
 
     Args:
         config: levers and sizes.
@@ -98,8 +100,9 @@ class Scheduler:
         self._free_rows = list(range(config.max_num_seqs))  # a heap: the batch stays dense at its low end
         self._released: list[int] = []  # rows to name in the next plan
         self._held: list[tuple[int, list[int]]] = []  # static batches: rows and slots of finished members
-        self._plan: StepPlan | None = None  # the plan that is out
-        self._members: list[Tracked] = []  # its sequences
+        self._out: deque[tuple[StepPlan, list[Tracked]]] = (
+            deque()
+        )  # plans that are out, oldest first, and whose they are
         self._num_steps = 0
         self._scheduled_tokens = 0
         self._preemptions = 0
@@ -190,6 +193,7 @@ class Scheduler:
             token_ids=list(request.prompt_token_ids),
             max_total=max_total,
             stop_ids=eos.union(sampling.stop_token_ids),
+            plain=sampling.plain,
         )
         self._sequences[name] = seq
         self._waiting[name] = seq
@@ -231,13 +235,14 @@ class Scheduler:
 
     # ---- the step ---------------------------------------------------------------------------------------------
 
-    def schedule(self, now_s: float) -> StepPlan | None:
+    def schedule(self, now_s: float, most_steps: int = 1) -> StepPlan | None:
         """Decide the next step; None when there is nothing to do.
 
         Args:
             now_s: `time.perf_counter()`, for `first_scheduled_s`.
+            most_steps: the plan may span this many steps when all its sequences decode greedily (see bursts.py).
         """
-        assert self._plan is None, "schedule() before update() of the plan that is out"
+        assert not self._out, "schedule() before update() of the plan that is out"
         if not self._sequences:
             return None
         step = _Step(self.config.max_num_batched_tokens)
@@ -249,6 +254,46 @@ class Scheduler:
         for seq in step.members:
             if seq.first_scheduled_s is None:
                 seq.first_scheduled_s = now_s
+        num_steps = 1
+        if most_steps > 1 and all(s.num_tokens == 1 for s in step.sequences):
+            num_steps = self._extend(step, most_steps)
+        return self._send_out(step, num_steps)
+
+    def schedule_ahead(self, most_steps: int) -> StepPlan | None:
+        """The plan after the one that is out, before its outcome is known; None when it must be known first.
+
+        It must be known when the latest plan does more than decode greedily, when somebody could be admitted, or when
+        blocks are short.
+        """
+        if len(self._out) != 1 or (self._waiting and self._free_rows):
+            return None
+        plan, deciding = self._out[0]
+        if any(work.num_tokens > 1 for work in plan.sequences) or not bursts.can_burst(deciding):
+            return None  # the host chooses, or verifies, or computes a prompt
+        members = [seq for seq in self._running.values() if len(seq.token_ids) + seq.pending < seq.max_total]
+        if not members or not all(seq.pending for seq in members):
+            return None  # somebody is left who was not in that plan
+        step = _Step(self.config.max_num_batched_tokens, members=members)
+        num_steps, grown = bursts.extend(members, most_steps, self._memory, others_wait=bool(self._waiting))
+        if num_steps == 0:
+            return None
+        step.new_blocks += grown
+        step.sequences = [
+            ScheduledSequence(seq.slot, seq.num_computed + seq.pending, 1, 0, True) for seq in members
+        ]
+        step.budget -= len(members)
+        return self._send_out(step, num_steps)
+
+    def _extend(self, step: _Step, most_steps: int) -> int:
+        if not bursts.can_burst(step.members):
+            return 1
+        num_steps, grown = bursts.extend(
+            step.members, most_steps, self._memory, others_wait=bool(self._waiting)
+        )
+        step.new_blocks += grown
+        return num_steps
+
+    def _send_out(self, step: _Step, num_steps: int) -> StepPlan:
         plan = StepPlan(
             step_id=self._num_steps,
             sequences=tuple(step.sequences),
@@ -256,11 +301,15 @@ class Scheduler:
             admitted=tuple(step.admitted),
             new_blocks=tuple(step.new_blocks),
             draft_tokens=tuple(step.draft_tokens),
+            num_steps=num_steps,
         )
         self._released.clear()
         self._num_steps += 1
-        self._scheduled_tokens += self.config.max_num_batched_tokens - step.budget
-        self._plan, self._members = plan, step.members
+        self._scheduled_tokens += (self.config.max_num_batched_tokens - step.budget) * num_steps
+        for work, seq in zip(plan.sequences, step.members, strict=True):
+            if work.num_tokens == 1 and work.samples:
+                seq.pending += num_steps
+        self._out.append((plan, step.members))
         return plan
 
     def _schedule_chunked(self, step: _Step) -> None:
@@ -392,20 +441,20 @@ class Scheduler:
     # ---- what came out ----------------------------------------------------------------------------------------
 
     def update(self, plan: StepPlan, result: StepResult, now_s: float) -> list[Sequence]:
-        """Take in the outcome of the plan that is out.
+        """Take in the outcome of the oldest plan that is out.
 
         Args:
-            plan: the latest plan.
+            plan: that plan.
             result: its outcome; what it says of sequences aborted meanwhile is ignored.
             now_s: `time.perf_counter()`, for `first_token_s` and `finished_s`.
 
         Returns:
             The sequences that gained tokens, some of them finished by it.
         """
-        assert plan is self._plan, "this plan is not the one that is out"
+        assert self._out, "no plan is out"
+        oldest, members = self._out.popleft()
+        assert plan is oldest, "this plan is not the oldest that is out"
         assert result.step_id == plan.step_id, "a result of another step"
-        members = self._members
-        self._plan, self._members = None, []
         changed: list[Sequence] = []
         for work, seq, out in zip(plan.sequences, members, result.sequences, strict=True):
             if seq.status is not Status.RUNNING:
@@ -417,9 +466,11 @@ class Scheduler:
                 self._memory.publish(seq, before)
                 continue
             tokens = out.token_ids
-            assert 1 <= len(tokens) <= work.num_draft + 1, (
-                f"{len(tokens)} tokens from {work.num_draft} drafts"
+            assert 1 <= len(tokens) <= work.num_draft + plan.num_steps, (
+                f"{len(tokens)} tokens from {work.num_draft} drafts in {plan.num_steps} steps"
             )
+            if work.num_tokens == 1:
+                seq.pending -= plan.num_steps
             if work.num_draft:
                 self._draft_proposed += work.num_draft
                 self._draft_accepted += len(tokens) - 1
@@ -440,14 +491,16 @@ class Scheduler:
     def _append(self, seq: Tracked, tokens: Tokens[int]) -> FinishReason | None:
         """Append tokens up to the first that ends the sequence; the reason if one does."""
         known = seq.token_ids
+        room = seq.max_total - len(known)
+        if not seq.stop_ids:
+            known += tokens[:room]
+            return FinishReason.LENGTH if len(tokens) >= room else None
         earliest = seq.num_prompt + seq.request.sampling.min_tokens
-        for token in tokens:
+        for token in tokens[:room]:
             known.append(token)
             if token in seq.stop_ids and len(known) >= earliest:
                 return FinishReason.STOP
-            if len(known) >= seq.max_total:
-                return FinishReason.LENGTH
-        return None
+        return FinishReason.LENGTH if len(tokens) >= room else None
 
     def _retire(self, seq: Tracked, reason: FinishReason, now_s: float | None) -> None:
         """End a sequence wherever it stands. In a static batch its place stays taken until the last member ends."""
