@@ -67,6 +67,11 @@ def quantize_kv(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torc
     return q.to(dtype), scale
 
 
+def raw(x: torch.Tensor) -> torch.Tensor:
+    """The bytes of a float8 tensor, which torch cannot copy by index on every device; others as they are."""
+    return x.view(torch.uint8) if x.dtype == torch.float8_e4m3fn else x
+
+
 def write_kv(
     k_THD: torch.Tensor,
     v_THD: torch.Tensor,
@@ -90,7 +95,8 @@ def write_kv(
         if scale is None:
             flat[slots] = x.to(cache.dtype)
         else:
-            flat[slots], scale.view(-1, scale.shape[-1])[slots] = quantize_kv(x, cache.dtype)
+            q, scale.view(-1, scale.shape[-1])[slots] = quantize_kv(x, cache.dtype)
+            raw(flat)[slots] = raw(q)
 
 
 def paged_attention(
@@ -132,7 +138,9 @@ def paged_attention(
         positions = torch.arange(context, device=q_THD.device)
         blocks = block_tables_SM[s].long()[positions // block_size]
         offsets = positions % block_size
-        k, v = k_cache[blocks, offsets].float(), v_cache[blocks, offsets].float()  # [context, Hkv, D]
+        k, v = (  # [context, Hkv, D]
+            raw(cache)[blocks, offsets].view(cache.dtype).float() for cache in (k_cache, v_cache)
+        )
         if k_scale is not None and v_scale is not None:
             k = k * k_scale[blocks, offsets][..., None]
             v = v * v_scale[blocks, offsets][..., None]

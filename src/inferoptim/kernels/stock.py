@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from inferoptim.kernels.reference import quantize_activations_int8, quantize_kv
+from inferoptim.kernels.reference import quantize_activations_int8, quantize_kv, raw
 
 NAME = "torch"
 
@@ -50,6 +50,15 @@ def int8_linear(
     return (y if bias is None else y + bias.float()).to(x.dtype)
 
 
+def fp8_linear(
+    x: torch.Tensor, q_NK: torch.Tensor, scale_N: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """W8A8 in float8_e4m3fn, activations quantised per token; products of 8-bit floats, summed in float32."""
+    xq, x_scale = quantize_kv(x, torch.float8_e4m3fn)
+    y = F.linear(xq.float(), q_NK.float()) * x_scale[..., None] * scale_N
+    return (y if bias is None else y + bias.float()).to(x.dtype)
+
+
 def int8_weight_only_linear(
     x: torch.Tensor, q_NK: torch.Tensor, scale_N: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
@@ -77,7 +86,7 @@ def write_kv(
             flat.index_copy_(0, slot_mapping_T, x.to(cache.dtype))
         else:
             q, q_scale = quantize_kv(x, cache.dtype)
-            flat.index_copy_(0, slot_mapping_T, q)
+            raw(flat).index_copy_(0, slot_mapping_T, raw(q))
             scale.view(-1, scale.shape[-1]).index_copy_(0, slot_mapping_T, q_scale)
 
 
@@ -160,7 +169,7 @@ def _tokens(
         factors = None if scale is None else scale.view(-1, scale.shape[-1])[first : first + context]
     else:
         blocks = blocks_M[: -(-context // block_size)]
-        x = cache.index_select(0, blocks).flatten(0, 1)[:context]
+        x = raw(cache).index_select(0, blocks).view(cache.dtype).flatten(0, 1)[:context]
         factors = None if scale is None else scale.index_select(0, blocks).flatten(0, 1)[:context]
     return x if factors is None else (x.float() * factors[..., None]).to(dtype)
 
@@ -185,7 +194,8 @@ def _decode_gathered(
     blocks = block_tables_SM.flatten()
 
     def gather(cache: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
-        x = cache.index_select(0, blocks).view(num_sequences, longest, *cache.shape[2:])
+        x = raw(cache).index_select(0, blocks).view(cache.dtype)
+        x = x.view(num_sequences, longest, *cache.shape[2:])
         if scale is not None:
             x = (x.float() * scale.index_select(0, blocks).view(*x.shape[:3])[..., None]).to(q_SHD.dtype)
         # what lies past a sequence's end belongs to nobody and may be anything: 0 * NaN would be NaN

@@ -14,7 +14,7 @@ from inferoptim.kernels import stock
 from inferoptim.models.batch import Batch, KVCache, KVLayer
 from inferoptim.models.rotary import cos_sin
 from inferoptim.models.spec import ModelSpec
-from inferoptim.quant.formats import DenseWeight, Int8Weight, Linear
+from inferoptim.quant.formats import DenseWeight, Fp8Weight, Int8Weight, Linear
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,4 +137,6 @@ def linear(x: torch.Tensor, weight: Linear) -> torch.Tensor:
     if isinstance(weight, Int8Weight):
         operator = stock.int8_linear if weight.dynamic_activations else stock.int8_weight_only_linear
         return operator(x, weight.q, weight.scale, weight.bias)
+    if isinstance(weight, Fp8Weight):
+        return stock.fp8_linear(x, weight.q, weight.scale, weight.bias)
     return stock.dense_linear(x, weight.weight, weight.bias)

@@ -21,6 +21,7 @@ from inferoptim.models.sources import weight_shards
 from inferoptim.models.spec import ModelSpec, spec_from_config
 from inferoptim.models.weights import check_finite, check_weights, weight_shapes
 from inferoptim.quant.formats import DenseWeight, Linear
+from inferoptim.quant.fp8 import quantize_linear_fp8
 from inferoptim.quant.int8 import quantize_linear
 
 
@@ -54,15 +55,18 @@ def load_decoder(
     """Load a model.
 
     Args:
-        quantization: 'none', 'int8' (weights and dynamic activations) or 'int8-weight-only'; linear layers and the output
-            head are quantised, the embedding keeps `dtype` for its look-ups.
+        quantization: 'none', 'int8' (weights and dynamic activations) or 'int8-weight-only': linear layers and the output
+            head are quantised, the embedding keeps `dtype` for its look-ups; 'fp8' (E4M3 weights and dynamic activations):
+            linear layers are quantised, the head keeps `dtype`.
         max_layers: keep only the first layers (then final norm and head): a draft made of the model itself.
 
     Raises:
         DataError: a tensor is missing, misshapen or not finite.
         UnsupportedError: a quantisation that this device lacks.
     """
-    if quantization not in ("none", "int8", "int8-weight-only"):
+    if quantization == "fp8":
+        check_fp8(device)
+    elif quantization not in ("none", "int8", "int8-weight-only"):
         raise UnsupportedError(f"quantization={quantization} is not available on {device.type}")
     spec = read_spec(folder)
     check_weights(spec, weight_shapes(folder))
@@ -74,13 +78,16 @@ def load_decoder(
         dense = DenseWeight(weight, bias)
         if quantization == "none":
             return dense
+        if quantization == "fp8":
+            return quantize_linear_fp8(dense)
         return quantize_linear(dense, dynamic_activations=quantization == "int8")
 
     with ExitStack() as stack:
         get = _reader(folder, stack, device, dtype)
         layers = tuple(_layer(spec, index, get, convert) for index in range(spec.num_layers))
         embedding = get("model.embed_tokens.weight")
-        head = convert(embedding if spec.tied_embeddings else get("lm_head.weight"))
+        output = embedding if spec.tied_embeddings else get("lm_head.weight")
+        head = DenseWeight(output) if quantization == "fp8" else convert(output)
         weights = DecoderWeights(
             embedding=embedding,
             layers=layers,
@@ -89,6 +96,22 @@ def load_decoder(
             inv_freq=inverse_frequencies(spec, device),
         )
     return Decoder(spec, weights, device=device, dtype=dtype)
+
+
+def check_fp8(device: torch.device) -> None:
+    """Refuse a device whose tensor cores have no float8.
+
+    Raises:
+        UnsupportedError: not an NVIDIA GPU of compute capability 8.9 or later.
+    """
+    if device.type != "cuda":
+        raise UnsupportedError(f"quantization=fp8 is not available on {device.type}; use int8")
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 9):
+        raise UnsupportedError(
+            f"fp8 needs compute capability 8.9 or later, {torch.cuda.get_device_name(device)} has "
+            f"{capability[0]}.{capability[1]}: use int8 or none"
+        )
 
 
 def _reader(

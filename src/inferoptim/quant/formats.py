@@ -48,4 +48,23 @@ class Int8Weight:
         return self.q.nbytes + self.scale.nbytes + (0 if self.bias is None else self.bias.nbytes)
 
 
-Linear = DenseWeight | Int8Weight
+@dataclass(frozen=True, slots=True)
+class Fp8Weight:
+    """A linear layer in float8_e4m3fn, symmetric, one scale per output channel; its inputs are quantised per token."""
+
+    q: torch.Tensor  # float8_e4m3fn [N, K]; contiguous
+    scale: torch.Tensor  # float32 [N] = max|row| / 448
+    bias: torch.Tensor | None  # [N], the model's type
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K)."""
+        return self.q.shape[0], self.q.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held in memory."""
+        return self.q.nbytes + self.scale.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+
+Linear = DenseWeight | Int8Weight | Fp8Weight
