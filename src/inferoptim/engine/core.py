@@ -6,6 +6,7 @@ Not thread-safe: one thread owns an `EngineCore`. `LLM` drives it from the calle
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence as SequenceOf
 from typing import Any
 
@@ -19,7 +20,7 @@ from inferoptim.engine.grammar import GrammarCompiler, GrammarState
 from inferoptim.engine.kv_cache import allocate_kv_cache, bytes_per_token, num_blocks_within
 from inferoptim.engine.loading import choose_device, load_draft, load_target
 from inferoptim.engine.request import FinishReason, Request, Sequence, TokenOutput
-from inferoptim.engine.runner import DecoderLike, Runner
+from inferoptim.engine.runner import AheadRunner, DecoderLike, Launched, Runner
 from inferoptim.engine.scheduler import Scheduler, SchedulerConfig
 from inferoptim.engine.speculative import DraftModelProposer, PromptLookupProposer, Proposer, Speculator
 from inferoptim.engine.step import StepPlan, StepResult
@@ -71,6 +72,7 @@ class EngineCore:
         self._scheduler = Scheduler(scheduler_config, BlockAllocator(self._num_blocks, config.block_size))
         self._grammar_compiler: GrammarCompiler | None = None
         self._runner = self._make_runner(self._decoder, grammars=self)
+        self._ahead: AheadRunner | None = self._runner if isinstance(self._runner, AheadRunner) else None
         proposer: Proposer | None = None
         if draft is not None:
             proposer = DraftModelProposer(self._make_runner(draft), config.block_size)
@@ -82,6 +84,9 @@ class EngineCore:
             str, int
         ] = {}  # tokens of each sequence that step() has already given out, or the prompt's
         self._rows: dict[int, str] = {}  # request by row of the batch
+        self._launched: deque[Launched] = (
+            deque()
+        )  # steps that a GPU was given and whose outcome is not yet read
         self._step_s = 0.0
         self._latest: StepPlan | None = None
         self.load_s = time.perf_counter() - started
@@ -153,11 +158,17 @@ class EngineCore:
             running = [s for s in self._running.values() if s.slot >= 0]
             for request_id, tokens in self._speculator.propose(running).items():
                 self._scheduler.set_drafts(request_id, tokens)
-        plan = self._scheduler.schedule(time.perf_counter())
-        if plan is None:
-            return []
+        if self._ahead is not None:
+            launched = self._launch(self._ahead)
+            if launched is None:
+                return []
+            plan, result = launched.plan, self._ahead.collect(launched)
+        else:
+            due = self._scheduler.schedule(time.perf_counter())
+            if due is None:
+                return []
+            plan, result = due, self._runner.execute(due)
         self._latest = plan
-        result = self._runner.execute(plan)
         self._step_s += result.step_s
         for admission in plan.admitted:
             self._rows[admission.slot] = admission.request_id
@@ -166,6 +177,23 @@ class EngineCore:
             accepted = {r.slot: len(r.token_ids) - 1 for r in result.sequences if r.token_ids}
             self._speculator.observe(plan, result.step_s, accepted)
         return self._outputs(result)
+
+    def _launch(self, runner: AheadRunner) -> Launched | None:
+        """The oldest step on the device, with the one after it launched behind it whenever that can be known now.
+
+        So the device has work while the host reads, books and hands out what the older step gave.
+        """
+        most_steps = runner.burst_steps if self._speculator is None else 1
+        if not self._launched:
+            plan = self._scheduler.schedule(time.perf_counter(), most_steps)
+            if plan is None:
+                return None
+            self._launched.append(runner.launch(plan))
+        if self._speculator is None and runner.run_ahead:
+            ahead = self._scheduler.schedule_ahead(most_steps)
+            if ahead is not None:
+                self._launched.append(runner.launch(ahead))
+        return self._launched.popleft()
 
     def _outputs(self, result: StepResult) -> list[TokenOutput]:
         outputs = []
@@ -208,7 +236,8 @@ class EngineCore:
         """What the latest step computed: (request id, position of the first token, tokens) of each sequence."""
         if self._latest is None:
             return []
-        return [(self._rows[s.slot], s.start, s.num_tokens) for s in self._latest.sequences]
+        steps = self._latest.num_steps
+        return [(self._rows[s.slot], s.start, s.num_tokens * steps) for s in self._latest.sequences]
 
     def kv_usage(self) -> dict[str, int]:
         """Tokens whose KV is live, tokens' worth of memory that sequences hold, and the sequences themselves."""
@@ -315,14 +344,21 @@ class EngineCore:
             device=self.device,
             kv_quantization=config.kv_quantization,
         )
-        return Runner(
-            decoder,
-            kv,
-            max_num_seqs=config.max_num_seqs,
-            max_model_len=self.max_model_len,
-            max_draft=self._lookahead,
-            contiguous=not config.paged_kv,
-            seed=config.seed,
-            eos_token_ids=self.spec.eos_token_ids,
-            grammars=grammars,
-        )
+        fields: dict[str, Any] = {
+            "max_num_seqs": config.max_num_seqs,
+            "max_model_len": self.max_model_len,
+            "max_draft": self._lookahead,
+            "contiguous": not config.paged_kv,
+            "seed": config.seed,
+            "eos_token_ids": self.spec.eos_token_ids,
+            "grammars": grammars,
+        }
+        if self.device.type == "cpu" or config.kernels == "torch":
+            return Runner(decoder, kv, **fields)
+        from inferoptim.engine.cuda_runner import CudaRunner
+        from inferoptim.models.cuda import CudaDecoder
+
+        assert isinstance(decoder, CudaDecoder), "load_target and load_draft give no other on a GPU"
+        runner = CudaRunner(decoder, kv, graphs=config.compiled_step, **fields)
+        runner.capture()
+        return runner

@@ -38,18 +38,23 @@ def choose_device(config: EngineConfig) -> torch.device:
 
 
 def choose_dtype(config: EngineConfig, files: ModelFiles, device: torch.device) -> torch.dtype:
-    """The type asked for; auto = the checkpoint's, with float16 read as bfloat16 on a CPU (same size, native there)."""
+    """The type asked for; auto = the checkpoint's.
+
+    But bfloat16 for float16 on a CPU (same size, native there), and for float32 on a GPU (what its tensor cores take).
+    """
     if config.dtype != "auto":
         return _DTYPES[config.dtype]
     dtype = _DTYPES.get(read_spec(files.folder).torch_dtype, torch.bfloat16)
-    return torch.bfloat16 if device.type == "cpu" and dtype == torch.float16 else dtype
+    foreign = torch.float16 if device.type == "cpu" else torch.float32
+    return torch.bfloat16 if dtype == foreign else dtype
 
 
 def load_target(files: ModelFiles, config: EngineConfig, device: torch.device) -> DecoderLike:
     """The model that answers, on the op set that the configuration asks for.
 
     On a CPU, `compiled_step` puts all layers of a step into one native call; without a compiler, torch operators take
-    over and `kernels.cpu.why_not()` says why (kernels='native' refuses instead).
+    over and `kernels.cpu.why_not()` says why (kernels='native' refuses instead). On a GPU it is a matter of the runner:
+    captured or not, the kernels are the same; a model that they cannot take is refused.
     """
     decoder = load_decoder(
         files.folder,
@@ -94,7 +99,18 @@ def load_draft(
 
 
 def _compile(decoder: Decoder, config: EngineConfig) -> DecoderLike:
-    if decoder.device.type != "cpu" or not config.compiled_step or config.kernels == "torch":
+    if config.kernels == "torch":
+        return decoder
+    if decoder.device.type == "cuda":
+        from inferoptim.models.cuda import CudaDecoder
+
+        return CudaDecoder(
+            decoder,
+            max_num_seqs=config.max_num_seqs,
+            max_tokens=config.max_num_batched_tokens,
+            max_model_len=config.max_model_len or decoder.spec.max_position,
+        )
+    if not config.compiled_step:
         return decoder
     from inferoptim.kernels import cpu
     from inferoptim.models.fused import FusedDecoder, unsupported

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 
-from inferoptim.config import SamplingParams
 from inferoptim.engine.grammar import GrammarState
 from inferoptim.engine.request import TokenLogprobs
 from inferoptim.engine.sampler import RowContext, logprobs_of, request_seed, sample
@@ -38,6 +38,46 @@ class GrammarSource(Protocol):
     """Where the state of a grammar comes from: `EngineCore`."""
 
     def start_grammar(self, grammar: str, token_ids: Sequence[int]) -> GrammarState: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A step that the device was given."""
+
+    plan: StepPlan
+    handle: Any  # what the runner needs to collect it
+    started_s: float
+
+
+@runtime_checkable
+class AheadRunner(Protocol):
+    """A runner that gives the device a step and reads its outcome later."""
+
+    run_ahead: bool  # whether a second step may be launched before the first is collected
+
+    @property
+    def burst_steps(self) -> int:
+        """Decode steps worth one plan at the speed seen lately."""
+        ...
+
+    def launch(self, plan: StepPlan) -> Launched: ...
+
+    def collect(self, launched: Launched) -> StepResult: ...
+
+
+@dataclass(frozen=True, slots=True)
+class StepIndices:
+    """What `Batch` holds, still on the host; int32."""
+
+    token_ids: np.ndarray  # [T]
+    positions: np.ndarray  # [T]
+    slot_mapping: np.ndarray  # [T]
+    query_start: np.ndarray  # [S + 1]
+    context_lens: np.ndarray  # [S]
+    block_tables: np.ndarray  # [S, M]
+    logit_rows: np.ndarray  # [R]
+    max_query_len: int
+    max_context_len: int
 
 
 class Runner:
@@ -103,7 +143,7 @@ class Runner:
             self._num_blocks[slot] = 0
             self._block_tables[slot] = 0
             self._seeds[slot] = request_seed(admission.sampling, admission.request_id, self._seed)
-            self._plain[slot] = _is_plain(admission.sampling)
+            self._plain[slot] = admission.sampling.plain
             if self._grammars is not None and admission.sampling.grammar is not None:
                 generated = admission.token_ids[admission.num_prompt :]
                 self._states[slot] = self._grammars.start_grammar(admission.sampling.grammar, generated)
@@ -116,10 +156,10 @@ class Runner:
             for slot, drafts in plan.draft_tokens:
                 self._token_ids[slot, known[slot] : known[slot] + len(drafts)] = drafts
 
-    def _build_batch(
+    def _indices(
         self, sequences: tuple[ScheduledSequence, ...], slots: np.ndarray, want_all: list[bool]
-    ) -> tuple[Batch, list[int]]:
-        """Tensors of the step, and how many rows of logits each sequence wants."""
+    ) -> tuple[StepIndices, list[int]]:
+        """Indices of the step, and how many rows of logits each sequence wants."""
         starts = np.fromiter((s.start for s in sequences), np.int32, len(sequences))
         counts = np.fromiter((s.num_tokens for s in sequences), np.int32, len(sequences))
         query_start = np.zeros(len(sequences) + 1, dtype=np.int32)
@@ -135,27 +175,44 @@ class Runner:
             s.num_tokens if everything else (s.num_draft + 1 if s.samples else 0)
             for s, everything in zip(sequences, want_all, strict=True)
         ]
-        logit_rows = np.concatenate(
-            [
-                np.arange(end - n, end, dtype=np.int32)
-                for end, n in zip(query_start[1:], row_counts, strict=True)
-            ]
+        wanted = np.asarray(row_counts, dtype=np.int32)
+        before = np.cumsum(wanted) - wanted
+        logit_rows = np.arange(int(wanted.sum()), dtype=np.int32) + np.repeat(
+            query_start[1:] - wanted - before, wanted
         )
+        indices = StepIndices(
+            token_ids=self._token_ids[rows, positions],
+            positions=positions,
+            slot_mapping=slot_mapping,
+            query_start=query_start,
+            context_lens=context_lens,
+            block_tables=self._block_tables[slots, : -(-max_context // block_size)],
+            logit_rows=logit_rows.astype(np.int32),
+            max_query_len=int(counts.max()),
+            max_context_len=max_context,
+        )
+        return indices, row_counts
+
+    def _build_batch(
+        self, sequences: tuple[ScheduledSequence, ...], slots: np.ndarray, want_all: list[bool]
+    ) -> tuple[Batch, list[int]]:
+        """Tensors of the step, and how many rows of logits each sequence wants."""
+        indices, row_counts = self._indices(sequences, slots, want_all)
         device = self._decoder.device
 
         def tensor(array: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int32)).to(device, non_blocking=True)
 
         batch = Batch(
-            token_ids_T=tensor(self._token_ids[rows, positions]),
-            positions_T=tensor(positions),
-            slot_mapping_T=tensor(slot_mapping),
-            query_start=tensor(query_start),
-            context_lens_S=tensor(context_lens),
-            block_tables_SM=tensor(self._block_tables[slots, : -(-max_context // block_size)]),
-            logit_rows_R=tensor(logit_rows),
-            max_query_len=int(counts.max()),
-            max_context_len=max_context,
+            token_ids_T=tensor(indices.token_ids),
+            positions_T=tensor(indices.positions),
+            slot_mapping_T=tensor(indices.slot_mapping),
+            query_start=tensor(indices.query_start),
+            context_lens_S=tensor(indices.context_lens),
+            block_tables_SM=tensor(indices.block_tables),
+            logit_rows_R=tensor(indices.logit_rows),
+            max_query_len=indices.max_query_len,
+            max_context_len=indices.max_context_len,
             contiguous=self._contiguous,
         )
         return batch, row_counts
@@ -250,17 +307,3 @@ class Runner:
         targets = self._token_ids[s.slot, s.start + 1 : end + 1].tolist()
         assert admission.sampling.prompt_logprobs is not None
         return tuple(logprobs_of(logits[: end - s.start], targets, admission.sampling.prompt_logprobs))
-
-
-def _is_plain(s: SamplingParams) -> bool:
-    return (
-        s.greedy
-        and s.logprobs is None
-        and s.prompt_logprobs is None
-        and not s.min_tokens
-        and not s.logit_bias
-        and not s.presence_penalty
-        and not s.frequency_penalty
-        and s.repetition_penalty == 1.0
-        and s.grammar is None
-    )

@@ -1,0 +1,388 @@
+"""The decoder on an NVIDIA GPU: same contract as `Decoder`, plus steps that the host neither feeds nor waits for.
+
+Two ways through a layer. Up to `gemv.MAX_ROWS` rows the step is bound by reading weights: five fused kernels, chained
+by programmatic dependent launch. Above, products run on tensor cores (cuBLAS) between fused row-wise kernels.
+
+Legend: T tokens of the step · R rows whose logits are wanted · H hidden size · I intermediate size · D head size ·
+V vocabulary · rows: rows of the runner's persistent batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from inferoptim.errors import UnsupportedError
+from inferoptim.kernels.triton import attention, elementwise, gemv, rope, sampling
+from inferoptim.models.batch import Batch, KVCache, KVLayer
+from inferoptim.models.decoder import Decoder, LayerWeights
+from inferoptim.quant.formats import DenseWeight, Fp8Weight, Int8Weight, Linear
+
+_MIN_INT_MM_ROWS = 32  # torch._int_mm wants more than 16 rows
+
+
+@dataclass(frozen=True, slots=True)
+class RowState:
+    """The persistent batch on the device: what a decode step reads and moves on. Owner: the runner."""
+
+    tokens: torch.Tensor  # int32 [rows]: the latest token, whose KV is not yet written
+    positions: torch.Tensor  # int32 [rows]: where it stands
+    limits: torch.Tensor  # int32 [rows]: from this position on the row computes nothing
+    block_tables: torch.Tensor  # int32 [rows, M]
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeStep:
+    """One batch size of decode steps: which rows take part, and where their tokens go."""
+
+    rows_R: torch.Tensor  # int32; -1 = padding
+    done_R: torch.Tensor  # int32: steps since the host set it to 0
+    out: torch.Tensor  # int32 [steps, R]
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """Queries of a varlen step cut into tiles; see `attention.varlen_attention`."""
+
+    sequence: torch.Tensor  # int32, -1 = padding
+    start: torch.Tensor  # int32
+
+
+class CudaDecoder:
+    """Runs steps in Triton kernels and cuBLAS products.
+
+    Args:
+        decoder: on a CUDA device, bfloat16 or float16, dense, int8 or fp8.
+        max_num_seqs: most rows of logits in one step.
+        max_tokens: tokens of the largest usual step; larger ones work and allocate memory for themselves.
+        max_model_len: positions to prepare rotations for.
+
+    Raises:
+        UnsupportedError: see `unsupported`.
+    """
+
+    def __init__(self, decoder: Decoder, *, max_num_seqs: int, max_tokens: int, max_model_len: int) -> None:
+        if (reason := unsupported(decoder)) is not None:
+            raise UnsupportedError(f"CUDA kernels: {reason}; use kernels=torch")
+        spec, weights = decoder.spec, decoder.weights
+        self.spec = spec
+        self.device = decoder.device
+        self.dtype = decoder.dtype
+        self.weights = weights
+        self.weight_bytes = decoder.weight_bytes
+        self.num_positions = max_model_len
+        positions = torch.arange(max_model_len, device=self.device, dtype=torch.float32)
+        angles = torch.outer(positions, weights.inv_freq.to(self.device))
+        self._rotations = torch.cat((angles.cos(), angles.sin()), dim=1)
+        first = weights.layers[0].qkv
+        self._activation = _activation_dtype(first, self.dtype)
+        self._fused_rope = not spec.qk_norm
+        self._buffers = _Buffers(self, max(max_tokens, max_num_seqs, _MIN_INT_MM_ROWS))
+        self._max_rows = max_num_seqs
+        shares = max(-(-spec.vocab_size // sampling.SHARE) * max_num_seqs, spec.vocab_size * gemv.MAX_ROWS)
+        self._best = torch.empty(shares, dtype=torch.float32, device=self.device)
+        self._best_at = torch.empty(shares, dtype=torch.int32, device=self.device)
+        self._logits = torch.empty(max_num_seqs, spec.vocab_size, dtype=self.dtype, device=self.device)
+        self._head_rows = torch.empty(
+            max(max_num_seqs, _MIN_INT_MM_ROWS), spec.hidden_size, dtype=_activation_dtype(weights.head, self.dtype),
+            device=self.device,
+        )  # fmt: skip
+        self._head_scale = torch.empty(
+            max(max_num_seqs, _MIN_INT_MM_ROWS), dtype=torch.float32, device=self.device
+        )
+        self._scratch = attention.DecodeScratch.allocate(
+            max_num_seqs, spec.num_heads, spec.num_kv_heads, spec.head_dim, self.device
+        )
+
+    # ---- the contract of every decoder ------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch, kv: KVCache) -> torch.Tensor:
+        """Compute a step: writes the KV of its tokens, returns float32 logits [R, V] of the wanted rows."""
+        tiles = make_tiles(batch.query_start.cpu().numpy(), self.tile_tokens, self.device)
+        return self.forward_tiles(batch, kv, tiles).float()
+
+    @torch.inference_mode()
+    def forward_greedy(self, batch: Batch, kv: KVCache) -> torch.Tensor:
+        """The same step; the likeliest token of each wanted row, int32 [R], the lowest id among equals."""
+        tiles = make_tiles(batch.query_start.cpu().numpy(), self.tile_tokens, self.device)
+        return self.choose(self.forward_tiles(batch, kv, tiles))
+
+    # ---- steps without the host -------------------------------------------------------------------------------
+
+    @property
+    def tile_tokens(self) -> int:
+        """Queries in one tile of a varlen step."""
+        return attention.tile_tokens(self.spec.num_heads // self.spec.num_kv_heads)
+
+    def forward_tiles(self, batch: Batch, kv: KVCache, tiles: Tiles) -> torch.Tensor:
+        """A varlen step; nothing in it waits for the device. Returns logits [R, V] in the model's type."""
+        spec = self.spec
+        b = self._buffers_for(batch.token_ids_T.shape[0])
+        elementwise.embed(batch.token_ids_T, self.weights.embedding, b.x)
+
+        def attend(layer: LayerWeights, cache: KVLayer) -> None:
+            self._rope(b, layer, cache, batch.positions_T, slots_T=batch.slot_mapping_T)
+            attention.varlen_attention(
+                b.qkv, cache, b.attn, num_heads=spec.num_heads, tile_sequence=tiles.sequence, tile_start=tiles.start,
+                query_start=batch.query_start, context_lens=batch.context_lens_S,
+                block_tables=batch.block_tables_SM, window=layer.window,
+            )  # fmt: skip
+
+        self._body(b, kv, attend)
+        return self._head(b, batch.logit_rows_R)
+
+    def choose(self, logits_RV: torch.Tensor) -> torch.Tensor:
+        """The likeliest token of each row, int32 [R], the lowest id among equals."""
+        out = torch.empty(logits_RV.shape[0], dtype=torch.int32, device=self.device)
+        if logits_RV.shape[0]:
+            best, best_at = self._shares(logits_RV.shape[0])
+            shares = sampling.argmax_shares(logits_RV, best, best_at)
+            sampling.choose(best, best_at, shares, out)
+        return out
+
+    def decode(self, state: RowState, step: DecodeStep, kv: KVCache) -> None:
+        """One greedy token for every row of `step`, on the device alone; can be captured in a CUDA graph."""
+        rows = step.rows_R.shape[0]
+        b = self._buffers_for(rows)
+        elementwise.embed(state.tokens, self.weights.embedding, b.x, step.rows_R)
+        if rows <= gemv.MAX_ROWS and self._activation != torch.int8:
+            shares = self._decode_few(b, state, step, kv)
+        else:
+            shares = self._decode_many(b, state, step, kv)
+        sampling.advance(
+            self._best, self._best_at, shares, self.spec.vocab_size, rows=step.rows_R, tokens=state.tokens,
+            positions=state.positions, done=step.done_R, out=step.out,
+        )  # fmt: skip
+
+    def _decode_few(self, b: _Buffers, state: RowState, step: DecodeStep, kv: KVCache) -> int:
+        spec, eps = self.spec, self.spec.rms_norm_eps
+        where = {
+            "rows": step.rows_R, "positions": state.positions, "limits": state.limits,
+            "block_tables": state.block_tables,
+        }  # fmt: skip
+        heads = spec.num_heads * spec.head_dim
+        for layer, cache in zip(self.weights.layers, kv.layers, strict=True):
+            weight, scale, bias = _parts(layer.qkv)
+            if self._fused_rope and cache.k_scale is None:
+                q = b.qkv.view(-1)[: b.x.shape[0] * heads].view(-1, heads)
+                gemv.norm_qkv_rope(
+                    b.x, layer.input_norm, weight, q, cache, self._rotations, eps, num_heads=spec.num_heads, scale=scale,
+                    bias=bias, **where,
+                )  # fmt: skip
+            else:
+                q = b.qkv
+                gemv.norm_linear(b.x, layer.input_norm, weight, b.qkv, eps, scale=scale)
+                self._rope(
+                    b, layer, cache, state.positions, rows_T=step.rows_R, limits=state.limits,
+                    block_tables=state.block_tables,
+                )  # fmt: skip
+            attention.decode_attention(
+                q, cache, b.attn, self._scratch, num_heads=spec.num_heads, window=layer.window, **where
+            )
+            weight, scale, _ = _parts(layer.o)
+            gemv.linear_residual(b.attn, weight, b.x, scale)
+            weight, scale, _ = _parts(layer.gate_up)
+            gemv.norm_gate_up(b.x, layer.post_norm, weight, b.act, eps, scale)
+            weight, scale, _ = _parts(layer.down)
+            gemv.linear_residual(b.act, weight, b.x, scale)
+        weight, scale, _ = _parts(self.weights.head)
+        return gemv.norm_head(b.x, self.weights.final_norm, weight, self._best, self._best_at, eps, scale)
+
+    def _decode_many(self, b: _Buffers, state: RowState, step: DecodeStep, kv: KVCache) -> int:
+        spec = self.spec
+
+        def attend(layer: LayerWeights, cache: KVLayer) -> None:
+            self._rope(
+                b, layer, cache, state.positions, rows_T=step.rows_R, limits=state.limits,
+                block_tables=state.block_tables,
+            )  # fmt: skip
+            attention.decode_attention(
+                b.qkv, cache, b.attn, self._scratch, num_heads=spec.num_heads, rows=step.rows_R,
+                positions=state.positions, limits=state.limits, block_tables=state.block_tables, window=layer.window,
+            )  # fmt: skip
+
+        self._body(b, kv, attend)
+        return sampling.argmax_shares(self._head(b, None), self._best, self._best_at)
+
+    # ---- parts ------------------------------------------------------------------------------------------------
+
+    def _body(self, b: _Buffers, kv: KVCache, attend: _Attend) -> None:
+        """All layers; leaves the last product in `b.out` and the residual before it in `b.x`."""
+        eps = self.spec.rms_norm_eps
+        residual = None
+        for layer, cache in zip(self.weights.layers, kv.layers, strict=True):
+            source = b.x if residual is None else b.out
+            elementwise.rms_norm(source, layer.input_norm, eps, b.h, residual_TH=residual, scale_T=b.h_scale)
+            residual = b.x
+            self._linear(b, b.h, b.h_scale, layer.qkv, b.qkv)
+            attend(layer, cache)
+            attn = b.attn
+            if b.attn_q is not None and b.attn_scale is not None:
+                elementwise.quantize_rows(b.attn, b.attn_q, b.attn_scale)
+                attn = b.attn_q
+            self._linear(b, attn, b.attn_scale, layer.o, b.out)
+            elementwise.rms_norm(b.out, layer.post_norm, eps, b.h, residual_TH=residual, scale_T=b.h_scale)
+            self._linear(b, b.h, b.h_scale, layer.gate_up, b.gate_up)
+            act = b.act if b.act_q is None else b.act_q
+            elementwise.silu_mul(b.gate_up, act, b.act_scale)
+            self._linear(b, act, b.act_scale, layer.down, b.out)
+
+    def _head(self, b: _Buffers, logit_rows_R: torch.Tensor | None) -> torch.Tensor:
+        """Final norm and logits [R, V] of the wanted rows, or of all."""
+        rows = b.x.shape[0] if logit_rows_R is None else logit_rows_R.shape[0]
+        if rows > self._max_rows:  # every position of a prompt (prompt logprobs, the quality gate)
+            padded = max(rows, _MIN_INT_MM_ROWS)
+            h = torch.empty(padded, self.spec.hidden_size, dtype=self._head_rows.dtype, device=self.device)[
+                :rows
+            ]
+            scale = torch.empty(padded, dtype=torch.float32, device=self.device)
+            logits = torch.empty(rows, self.spec.vocab_size, dtype=self.dtype, device=self.device)
+        else:
+            h, scale, logits = self._head_rows[:rows], self._head_scale[:rows], self._logits[:rows]
+        eps, norm = self.spec.rms_norm_eps, self.weights.final_norm
+        if logit_rows_R is None:
+            elementwise.rms_norm(b.out, norm, eps, h, residual_TH=b.x, scale_T=scale)
+        elif rows:
+            elementwise.rms_norm(b.out, norm, eps, h, residual_TH=b.x, scale_T=scale, rows_R=logit_rows_R)
+        if rows:
+            self._linear(b, h, scale, self.weights.head, logits)
+        return logits
+
+    def _rope(
+        self, b: _Buffers, layer: LayerWeights, cache: KVLayer, positions: torch.Tensor, **where: torch.Tensor
+    ) -> None:
+        rope.rope_write(
+            b.qkv, self._rotations, positions, cache, num_heads=self.spec.num_heads,
+            num_kv_heads=self.spec.num_kv_heads, bias=layer.qkv.bias, q_norm=layer.q_norm, k_norm=layer.k_norm,
+            eps=self.spec.rms_norm_eps, **where,
+        )  # fmt: skip
+
+    def _linear(
+        self, b: _Buffers, x: torch.Tensor, x_scale: torch.Tensor | None, weight: Linear, out: torch.Tensor
+    ) -> None:
+        """``out = x @ weight.T`` without the bias (only QKV has one, and `rope_write` adds it)."""
+        if isinstance(weight, DenseWeight):
+            torch.mm(x, weight.weight.t(), out=out)
+        elif isinstance(weight, Fp8Weight):
+            assert x_scale is not None
+            torch._scaled_mm(
+                x, weight.q.t(), scale_a=x_scale[: x.shape[0], None], scale_b=weight.scale[None, :], out_dtype=out.dtype,
+                use_fast_accum=True, out=out,
+            )  # fmt: skip
+        elif weight.dynamic_activations:
+            assert x_scale is not None
+            rows = x.shape[0]
+            if rows < _MIN_INT_MM_ROWS:
+                x = torch.as_strided(x, (_MIN_INT_MM_ROWS, x.shape[1]), x.stride())
+            product = torch._int_mm(x, weight.q.t())
+            elementwise.scale_int32(product[:rows], x_scale, weight.scale, out)
+        else:
+            torch.mm(x, weight.q.to(x.dtype).t(), out=out)
+            out.mul_(weight.scale)
+
+    def _buffers_for(self, tokens: int) -> _Buffers:
+        held = self._buffers
+        return held.first(tokens) if tokens <= held.x.shape[0] else _Buffers(self, tokens)
+
+    def _shares(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        needed = rows * -(-self.spec.vocab_size // sampling.SHARE)
+        if needed <= self._best.shape[0]:
+            return self._best, self._best_at
+        return torch.empty(needed, dtype=torch.float32, device=self.device), torch.empty(
+            needed, dtype=torch.int32, device=self.device
+        )
+
+
+class _Attend(Protocol):
+    def __call__(self, layer: LayerWeights, cache: KVLayer) -> None: ...
+
+
+class _Buffers:
+    """Activations of a step. One set serves all steps: they follow each other on one stream."""
+
+    def __init__(self, decoder: CudaDecoder | None, tokens: int) -> None:
+        if decoder is None:
+            return
+        spec, kind, quantised = decoder.spec, decoder.dtype, decoder._activation
+        rows = max(tokens, _MIN_INT_MM_ROWS)
+        eight_bit = quantised != kind
+
+        def make(width: int, dtype: torch.dtype) -> torch.Tensor:
+            return torch.zeros(rows, width, dtype=dtype, device=decoder.device)
+
+        def scale() -> torch.Tensor | None:
+            return torch.zeros(rows, dtype=torch.float32, device=decoder.device) if eight_bit else None
+
+        heads = spec.num_heads * spec.head_dim
+        self.x: torch.Tensor = make(spec.hidden_size, kind)
+        self.out: torch.Tensor = make(spec.hidden_size, kind)
+        self.h: torch.Tensor = make(spec.hidden_size, quantised)
+        self.h_scale = scale()
+        self.qkv: torch.Tensor = make(heads + 2 * spec.num_kv_heads * spec.head_dim, kind)
+        self.attn: torch.Tensor = make(heads, kind)
+        self.attn_q = make(heads, quantised) if eight_bit else None
+        self.attn_scale = scale()
+        self.gate_up: torch.Tensor = make(2 * spec.intermediate_size, kind)
+        self.act: torch.Tensor = make(spec.intermediate_size, kind)
+        self.act_q = make(spec.intermediate_size, quantised) if eight_bit else None
+        self.act_scale = scale()
+
+    def first(self, tokens: int) -> _Buffers:
+        """Views of the first `tokens` rows."""
+        view = _Buffers(None, 0)
+        for name, tensor in vars(self).items():
+            setattr(view, name, None if tensor is None else tensor[:tokens])
+        return view
+
+
+def make_tiles(query_start: np.ndarray, tile_tokens: int, device: torch.device) -> Tiles:
+    """Tiles of a step on `device`."""
+    sequence, start = tile_arrays(query_start, tile_tokens)
+    return Tiles(torch.from_numpy(sequence).to(device), torch.from_numpy(start).to(device))
+
+
+def tile_arrays(query_start: np.ndarray, tile_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """(sequence, first query) of every tile, int32; the longest sequences' tiles are not reordered."""
+    counts = np.diff(query_start)
+    tiles = -(-counts // tile_tokens)
+    sequence = np.repeat(np.arange(counts.size, dtype=np.int32), tiles)
+    ends = np.cumsum(tiles)
+    start = (np.arange(sequence.size) - np.repeat(ends - tiles, tiles)) * tile_tokens
+    return sequence, start.astype(np.int32)
+
+
+def unsupported(decoder: Decoder) -> str | None:
+    """Why the CUDA step cannot take this model, in a few words; None when it can."""
+    spec = decoder.spec
+    if decoder.device.type != "cuda":
+        return f"the model is on {decoder.device.type}"
+    capability = torch.cuda.get_device_capability(decoder.device)
+    if capability < (8, 0):
+        return f"compute capability {capability[0]}.{capability[1]} is under 8.0"
+    if decoder.dtype not in (torch.bfloat16, torch.float16):
+        return f"{decoder.dtype} is not bfloat16 or float16"
+    if spec.head_dim % 8 or not 16 <= spec.head_dim <= 256:
+        return f"head size {spec.head_dim} is not a multiple of 8 between 16 and 256"
+    if spec.num_heads // spec.num_kv_heads > 64:
+        return f"{spec.num_heads // spec.num_kv_heads} query heads share a KV head; at most 64 may"
+    return None
+
+
+def _activation_dtype(weight: Linear, kind: torch.dtype) -> torch.dtype:
+    """What the inputs of a product are given in."""
+    if isinstance(weight, Fp8Weight):
+        return torch.float8_e4m3fn
+    if isinstance(weight, Int8Weight) and weight.dynamic_activations:
+        return torch.int8
+    return kind
+
+
+def _parts(weight: Linear) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """(elements [N, K], scale [N], bias [N])."""
+    if isinstance(weight, DenseWeight):
+        return weight.weight, None, weight.bias
+    return weight.q, weight.scale, weight.bias

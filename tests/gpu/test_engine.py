@@ -1,0 +1,98 @@
+"""The CUDA decoder, runner and plans made ahead, against plain torch operators on the same random weights.
+
+With a GPU: the real thing, every lever. Without one: the same Python around interpreted kernels, so that indices, block
+tables, bursts and verification are tested anywhere; graph capture and concurrency are not.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from benchmarks.gpu.agreement import CASES, compare
+
+from inferoptim import LLM, EngineConfig, SamplingParams
+from tests.tiny import save_tiny_llama, tiny_tokenizer
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", CASES)
+def test_tokens_are_those_of_torch_operators_up_to_near_ties(case: str):
+    seen = compare(case)
+    assert seen["passed"], seen
+
+
+class HostEvent:
+    """What an event is on a device that does everything at once."""
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        self._at = 0.0
+
+    def record(self) -> None:
+        self._at = time.perf_counter()
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, end: HostEvent) -> float:
+        return (end._at - self._at) * 1e3
+
+
+def use_cuda_path_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on an engine on the CPU runs the CUDA decoder and runner."""
+    from inferoptim.engine import core, cuda_runner, loading
+    from inferoptim.kernels.triton import attention
+    from inferoptim.models import cuda
+
+    def compile_(decoder: Any, config: Any) -> Any:
+        return cuda.CudaDecoder(
+            decoder,
+            max_num_seqs=config.max_num_seqs,
+            max_tokens=config.max_num_batched_tokens,
+            max_model_len=config.max_model_len,
+        )
+
+    class HostRunner(cuda_runner.CudaRunner):
+        def __init__(self, decoder: Any, kv: Any, **fields: Any) -> None:
+            super().__init__(decoder, kv, graphs=False, **fields)
+            self.run_ahead = True
+
+        @property
+        def burst_steps(self) -> int:
+            return 4
+
+    monkeypatch.setattr(torch.cuda, "Event", HostEvent)
+    monkeypatch.setattr(cuda, "unsupported", lambda decoder: None)
+    monkeypatch.setattr(
+        attention, "num_splits", lambda rows, heads: 2
+    )  # the interpreter takes its time for each
+    monkeypatch.setattr(loading, "_compile", compile_)
+    monkeypatch.setattr(core, "Runner", HostRunner)
+
+
+def generate(model: Path, **fields: object) -> list[list[int]]:
+    settings = {
+        "dtype": "float16", "max_model_len": 48, "max_num_seqs": 5, "max_num_batched_tokens": 24, "block_size": 4,
+    }  # fmt: skip
+    llm = LLM(EngineConfig.create(model=str(model), kernels="torch", **{**settings, **fields}))
+    prompts = [[7, 9, 11, 30][: 1 + i % 4] * (1 + i) for i in range(6)]
+    samplings = [SamplingParams(temperature=0, max_tokens=1 + 3 * (i % 4), ignore_eos=True) for i in range(6)]
+    samplings[4] = SamplingParams(temperature=0.9, top_k=5, seed=3, max_tokens=3, ignore_eos=True)
+    done = llm.generate(prompts, samplings)
+    llm.core.check()
+    return [o.token_ids for o in done]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: the test above runs on it")
+@pytest.mark.parametrize("fields", [{}, {"max_num_seqs": 2, "speculative": "prompt-lookup"}], ids=str)
+def test_the_python_around_the_kernels(
+    device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, object]
+):
+    save_tiny_llama(tmp_path)
+    tiny_tokenizer(tmp_path)
+    expected = generate(tmp_path, **fields)
+    use_cuda_path_on_cpu(monkeypatch)
+    assert generate(tmp_path, **fields) == expected
