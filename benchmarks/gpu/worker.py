@@ -1,0 +1,63 @@
+"""One unit of work in a fresh process: `python -m benchmarks.gpu.worker JOB.json RESULT.json`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+
+def do(job: dict[str, Any]) -> dict[str, Any]:
+    import torch
+
+    kind = job.pop("kind")
+    if kind == "kernels":
+        from inferoptim.kernels.triton import selfcheck
+
+        device = torch.device("cuda", 0)
+        checks = tuple(c for c in selfcheck.CHECKS if c.__name__ == job["check"])
+        outcomes = selfcheck.run(
+            device, (getattr(torch, job["dtype"]),), seed=job["seed"], checks=checks,
+            fp8=torch.cuda.get_device_capability(device) >= (8, 9),
+        )  # fmt: skip
+        return {
+            "checked": len(outcomes),
+            "failed": [
+                f"{o.name}: error {o.error:.2g}, limit {o.limit:.2g}" for o in outcomes if not o.passed
+            ],
+            "worst": max(o.error for o in outcomes),
+        }
+    if kind == "agreement":
+        from benchmarks.gpu.agreement import compare
+
+        return compare(job["case"])
+    if kind == "speed":
+        from benchmarks.gpu.shapes import Case, Ceilings
+        from benchmarks.gpu.speed import measure
+
+        return measure(
+            job["model"], job["precision"], [Case.parse(c) for c in job["cases"]], job["repeats"],
+            Ceilings(**job["ceilings"]), job["profile"], **job["fields"],
+        )  # fmt: skip
+    if kind == "ceilings":
+        from inferoptim.hardware.measure_cuda import measure as ceilings
+
+        found = ceilings(1, lambda what: None)
+        return {"reads_bytes_per_s": found.reads_bytes_per_s, "gemm_flops_per_s": found.gemm_flops_per_s}
+    raise ValueError(kind)
+
+
+def main() -> None:
+    job = json.loads(Path(sys.argv[1]).read_text())
+    try:
+        result = do(job)
+    except Exception as error:
+        traceback.print_exc()
+        result = {"error": f"{type(error).__name__}: {error}"}
+    Path(sys.argv[2]).write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
