@@ -1,9 +1,10 @@
 """The levers and the configurations that a design makes of them.
 
-Order of the ladder: the guide's sections 4.1 to 4.4, each engine-only lever beside the section it belongs to.
-Quantisation (4.1) · in-flight batching, then chunked prefill which needs it (4.2) · paged KV, then the prefix sharing
-and the smaller KV that blocks carry (4.3) · the compiled step, which speeds up whatever the others left to run ·
-speculation (4.4) last, since what it gains depends on how fast a step already is.
+Order of the ladder: the compiled step first, since it is how anyone would serve and the guide has no place for it: every
+lever after it then shows what it adds to a step that is worth having. Then the guide's sections 4.1 to 4.4, each engine-only
+lever beside the section it belongs to: quantisation (4.1) · in-flight batching, and chunked prefill which needs it (4.2) ·
+paged KV, the prefix sharing and the smaller KV that blocks carry (4.3) · speculation (4.4) last, since what it gains
+depends on how fast a step already is.
 
 A ladder attributes a gain to the rung where it appears: another order attributes otherwise. `one-at-a-time` and
 `leave-one-out` answer the two questions that do not depend on an order.
@@ -66,6 +67,10 @@ class Lever:
 
 LEVERS: tuple[Lever, ...] = (
     Lever(
+        "compiled_step", "compiled step", "", True, {"compiled_step": False, "kernels": "torch"},
+        {"compiled_step": True, "kernels": "native"}, {"compiled_step": True},
+    ),
+    Lever(
         "quantization", "quantised weights", "4.1", False, {"quantization": "none"},
         {"quantization": "int8"}, {"quantization": "fp8"},
     ),
@@ -85,10 +90,6 @@ LEVERS: tuple[Lever, ...] = (
     Lever(
         "kv_quantization", "quantised KV-cache", "", False, {"kv_quantization": "none"},
         {"kv_quantization": "int8"}, {"kv_quantization": "fp8"},
-    ),
-    Lever(
-        "compiled_step", "compiled step", "", True, {"compiled_step": False, "kernels": "torch"},
-        {"compiled_step": True, "kernels": "native"}, {"compiled_step": True},
     ),
     Lever(
         "speculative", "speculative decoding", "4.4", True, {"speculative": "none"},
@@ -168,7 +169,13 @@ def configurations(plan: BenchPlan, machine: Machine, base: Mapping[str, Any]) -
 
 
 def _transformers(plan: BenchPlan, machine: Machine) -> list[Configuration]:
-    shared = {"device": machine.device, **plan.transformers}
+    shared = {
+        "model": plan.model,
+        "device": machine.device,
+        "num_threads": plan.num_threads,
+        "max_batch_size": max(c for w in plan.workloads for c in w.concurrency),
+        **plan.transformers,
+    }
     return [
         Configuration(
             "transformers-sequential", "transformers, one request at a time", "transformers",
@@ -310,3 +317,37 @@ def _full(
 
 def _with_needs(lever: Lever) -> tuple[str, ...]:
     return tuple(sorted({lever.name, *lever.needs}, key=ORDER.__getitem__))
+
+
+def without_lever(
+    rungs: list[Configuration],
+    failed: Configuration,
+    plan: BenchPlan,
+    machine: Machine,
+    base: Mapping[str, Any],
+) -> list[Configuration]:
+    """A ladder whose rungs above `failed` no longer carry the lever that it added, nor one that needs it.
+
+    The failed rung stays, to be reported; the next one builds on the rung below it. Designs other than a ladder are returned
+    as they are: their configurations do not build on each other.
+    """
+    lever = failed.added_lever
+    if plan.design != "ladder" or lever is None:
+        return rungs
+    gone = {lever, *(other.name for other in LEVERS if lever in other.needs)}
+    out: list[Configuration] = []
+    replaced = {failed.config_id: failed.previous}
+    for rung in rungs:
+        if rung.config_id != failed.config_id and rung.added_lever in gone and rung.unsupported is None:
+            rung = replace(
+                rung, unsupported=f"it needs {BY_NAME[lever].title}, which failed its quality gate"
+            )
+            replaced[rung.config_id] = rung.previous
+        elif lever in rung.levers and rung.config_id != failed.config_id and rung.unsupported is None:
+            levers = tuple(name for name in rung.levers if name not in gone)
+            rung = replace(rung, levers=levers, settings=engine_settings(plan, base, levers, machine))
+        previous = rung.previous
+        while rung.config_id != failed.config_id and previous in replaced:
+            previous = replaced[previous]
+        out.append(replace(rung, previous=previous))
+    return out

@@ -35,8 +35,19 @@ class Ceilings(Record):
     gemm_flops_per_s: dict[str, float] = Field(
         default_factory=dict, description="By dtype: float32, bfloat16, int8, fp8."
     )
+    cached_read_bytes_per_s: float | None = Field(
+        None, description="From the last-level cache: what binds a model that fits in it."
+    )
+    llc_bytes: int | None = None
     num_threads: int | None = None
     measured_at: str | None = None
+
+    def read_ceiling(self, weight_bytes: float) -> float | None:
+        """The read rate that cannot be beaten when `weight_bytes` are read over and over, bytes/s."""
+        rates = [self.memory_read_bytes_per_s]
+        if self.llc_bytes is not None and weight_bytes <= self.llc_bytes:
+            rates.append(self.cached_read_bytes_per_s)
+        return max((rate for rate in rates if rate is not None), default=None)
 
 
 class Environment(Record):

@@ -6,7 +6,7 @@ import os
 import tempfile
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
@@ -40,12 +40,21 @@ def write_report(folder: Path, language: LanguageCode = "en") -> Path:
         ConfigError: no such language.
         CapacityError: the files cannot be written.
     """
-    if language not in CATALOGUES:
-        raise ConfigError(f"report language {language!r}: not one of {', '.join(CATALOGUES)}")
     folder = Path(folder)
-    html, markdown = render(read_facts(load_records(folder)), Language(language))
+    html, markdown = render(read_facts(load_records(folder)), Language(check_language(language)))
     _write(folder / "report.md", markdown)
     return _write(folder / "report.html", html)
+
+
+def check_language(language: str) -> LanguageCode:
+    """The language's code.
+
+    Raises:
+        ConfigError: there is no catalogue of that language.
+    """
+    if language in CATALOGUES:
+        return cast(LanguageCode, language)
+    raise ConfigError(f"report language {language!r}: not one of {', '.join(CATALOGUES)}")
 
 
 def render(facts: Facts, language: Language) -> tuple[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from inferoptim.config import SamplingParams
 
@@ -48,13 +48,29 @@ class TargetInfo:
     kv_capacity_tokens: int | None = None
 
 
+@runtime_checkable
+class KVMeter(Protocol):
+    """A target that knows what its KV-cache holds; asked by the telemetry thread while `run` is under way."""
+
+    def kv_usage(self) -> Mapping[str, int]:
+        """kv_used_tokens, kv_reserved_tokens, running, waiting."""
+        ...
+
+
 class Target(Protocol):
     """Life: construct → load() → run() any number of times → close(). One process drives one target."""
 
     def load(self) -> TargetInfo: ...
 
-    def run(self, requests: Sequence[TargetRequest]) -> list[TargetResponse]:
-        """Serve all requests to the end, honouring arrival offsets; responses in the order of the requests."""
+    def run(
+        self, requests: Sequence[TargetRequest], *, concurrency: int | None = None
+    ) -> list[TargetResponse]:
+        """Serve all requests to the end; responses in the order of the requests.
+
+        Args:
+            concurrency: keep so many requests in flight, sending the next one when one ends (a closed loop); None: send
+                each at its arrival offset, whatever is still running (an open loop).
+        """
         ...
 
     def reset(self) -> None:

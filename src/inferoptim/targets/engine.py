@@ -1,0 +1,132 @@
+"""The project's own engine as a bench target: token ids in, token ids and their times out, no server between."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from inferoptim.config import EngineConfig
+from inferoptim.engine.core import EngineCore
+from inferoptim.engine.request import FinishReason, Request
+from inferoptim.errors import CapacityError, RequestError
+from inferoptim.targets.base import TargetInfo, TargetRequest, TargetResponse
+
+
+@dataclass(slots=True)
+class _Flight:
+    """One request between sending and its last token."""
+
+    sent_s: float
+    token_ids: list[int] = field(default_factory=list)
+    times_s: list[float] = field(default_factory=list)
+    cached: int = 0
+    error: str | None = None
+
+
+class EngineTarget:
+    """`EngineCore` driven in this thread; see `Target` for the contract.
+
+    Args:
+        settings: fields of `EngineConfig`.
+
+    Raises:
+        ConfigError: an unknown or contradictory field.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._config = EngineConfig.create(**settings)
+        self._core: EngineCore | None = None
+
+    @property
+    def core(self) -> EngineCore:
+        """The loaded engine."""
+        assert self._core is not None, "load() comes first"
+        return self._core
+
+    def load(self) -> TargetInfo:
+        self._core = EngineCore(self._config)
+        info = self._core.info()
+        return TargetInfo(
+            name="engine",
+            version=str(info["version"]),
+            settings=info,
+            load_s=info["load_s"],
+            weight_bytes=info["weight_bytes"],
+            kv_capacity_bytes=info["kv_capacity_bytes"],
+            kv_capacity_tokens=info["kv_capacity_tokens"],
+        )
+
+    def run(
+        self, requests: Sequence[TargetRequest], *, concurrency: int | None = None
+    ) -> list[TargetResponse]:
+        core = self.core
+        eos = frozenset(core.spec.eos_token_ids)
+        flights: dict[str, _Flight] = {}
+        waiting = deque(sorted(requests, key=lambda r: r.arrival_offset_s))
+        in_flight = 0
+        started = time.perf_counter()
+        while waiting or in_flight:
+            now = time.perf_counter()
+            while waiting and _may_go(waiting[0], now - started, in_flight, concurrency):
+                request = waiting.popleft()
+                flights[request.request_id] = flight = _Flight(now)
+                try:
+                    core.add(
+                        Request(request.request_id, request.prompt_token_ids, request.sampling, now, eos)
+                    )
+                    in_flight += 1
+                except (RequestError, CapacityError) as error:
+                    flight.error = str(error)
+            if not core.has_work:
+                if waiting:  # an open loop between two arrivals
+                    time.sleep(max(0.0, started + waiting[0].arrival_offset_s - time.perf_counter()))
+                continue
+            outputs = core.step()
+            at = time.perf_counter()
+            for output in outputs:
+                flight = flights[output.request_id]
+                flight.token_ids.extend(output.token_ids)
+                flight.times_s.extend([at] * len(output.token_ids))
+                flight.cached = output.num_cached_tokens
+                if output.finish_reason is not None:
+                    in_flight -= 1
+                    if output.finish_reason is FinishReason.ERROR:
+                        flight.error = "the engine gave the request up: it can never fit the KV-cache"
+        return [_response(request, flights[request.request_id]) for request in requests]
+
+    def reset(self) -> None:
+        self.core.reset_prefix_cache()
+
+    def counters(self) -> dict[str, float]:
+        return self.core.counters()
+
+    def kv_usage(self) -> Mapping[str, int]:
+        """Tokens live and held now, and the sequences; see `KVMeter`."""
+        return self.core.kv_usage()
+
+    def logits(self, token_ids: Sequence[int]) -> Any:
+        return self.core.logits(token_ids)
+
+    def close(self) -> None:
+        self._core = None
+
+
+def _may_go(request: TargetRequest, now_s: float, in_flight: int, concurrency: int | None) -> bool:
+    if concurrency is not None:
+        return in_flight < concurrency
+    return request.arrival_offset_s <= now_s
+
+
+def _response(request: TargetRequest, flight: _Flight) -> TargetResponse:
+    return TargetResponse(
+        request_id=request.request_id,
+        token_ids=tuple(flight.token_ids),
+        sent_s=flight.sent_s,
+        token_times_s=tuple(flight.times_s),
+        finished_s=flight.times_s[-1] if flight.times_s else flight.sent_s,
+        num_cached_prompt_tokens=flight.cached,
+        error=flight.error,
+    )
