@@ -52,6 +52,7 @@ class Gate:
         off: settings of the engine with its levers off.
         transformers: settings of the baseline, or None where it is not installed.
         texts: scored texts by language.
+        context: longest sequence of the model, tokens.
         start: makes a fresh worker process.
         scratch: folder for reference logits; a temporary folder inside it is removed at the end.
     """
@@ -60,6 +61,7 @@ class Gate:
     off: Mapping[str, Any]
     transformers: Mapping[str, Any] | None
     texts: Mapping[str, Sequence[tuple[int, ...]]]
+    context: int
     start: Callable[[], WorkerProcess]
     scratch: Path
     on_check: Callable[[str], None] = lambda _what: None
@@ -171,8 +173,7 @@ class Gate:
 
     def _float32(self, settings: Mapping[str, Any], levers: tuple[str, ...]) -> dict[str, Any]:
         """The configuration's lossless part in float32, on memory and a token budget that make its levers work."""
-        quality = self.plan.quality
-        longest = max(len(r.prompt_token_ids) for r in self._prompts()) + quality.identity_tokens
+        longest = max(len(r.prompt_token_ids) + r.sampling.max_tokens for r in self._prompts())
         fields = {
             **settings,
             **_UNQUANTISED,
@@ -203,11 +204,13 @@ class Gate:
         """Beginnings of the scored texts behind one shared prefix, of different lengths."""
         quality = self.plan.quality
         pool = [text for pair in zip(*self.texts.values(), strict=True) for text in pair]
-        sampling = SamplingParams(max_tokens=quality.identity_tokens, temperature=0.0, ignore_eos=True)
-        shared = pool[-1][:48]
+        new = min(quality.identity_tokens, self.context // 4)
+        sampling = SamplingParams(max_tokens=new, temperature=0.0, ignore_eos=True)
+        shared = pool[-1][: min(48, self.context // 4)]
+        room = self.context - len(shared) - new
         out = []
         for number in range(quality.identity_prompts):
-            own = pool[number % len(pool)]
+            own = pool[number % len(pool)][:room]
             ids = (*shared, *own[: max(8, len(own) * (number % 4 + 1) // 4)])
             out.append(TargetRequest(f"q{number}", "", ids, sampling))
         return out

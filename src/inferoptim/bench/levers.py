@@ -168,14 +168,19 @@ def configurations(plan: BenchPlan, machine: Machine, base: Mapping[str, Any]) -
     return rungs
 
 
-def _transformers(plan: BenchPlan, machine: Machine) -> list[Configuration]:
-    shared = {
+def transformers_settings(plan: BenchPlan, machine: Machine) -> dict[str, Any]:
+    """What the baseline is told, batching apart."""
+    return {
         "model": plan.model,
         "device": machine.device,
         "num_threads": plan.num_threads,
         "max_batch_size": max(c for w in plan.workloads for c in w.concurrency),
         **plan.transformers,
     }
+
+
+def _transformers(plan: BenchPlan, machine: Machine) -> list[Configuration]:
+    shared = transformers_settings(plan, machine)
     return [
         Configuration(
             "transformers-sequential", "transformers, one request at a time", "transformers",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -160,6 +161,11 @@ class Bench:
         self._offset_s = 0.0
         self._started = time.monotonic()
 
+    @property
+    def worker_pids(self) -> dict[str, int]:
+        """Process of each loaded configuration."""
+        return {config_id: worker.pid for config_id, worker in self._workers.items()}
+
     def run(self) -> Summary:
         """Do it.
 
@@ -255,10 +261,18 @@ class Bench:
             return rungs
         earlier = read_run(self.folder).quality
         checked = {q.config_id for q in earlier}
-        baseline = next((r.settings for r in rungs if r.target == "transformers"), None)
+        baseline = None
+        if find_spec("transformers") is not None:
+            baseline = levers.transformers_settings(self.plan, machine)
         off = levers.engine_settings(self.plan, self._in.base, (), machine)
         gate = Gate(
-            self.plan, off, baseline, self._in.texts, lambda: self._start("quality gate"), self.folder
+            self.plan,
+            off,
+            baseline,
+            self._in.texts,
+            self._in.spec.max_position,
+            lambda: self._start("quality gate"),
+            self.folder,
         )
         todo = [r for r in rungs if r.target == "engine" and not r.unsupported]
         self._observer.phase("quality", len(todo))

@@ -6,6 +6,7 @@ the units that intervals resample. Lossless levers are judged on the very tokens
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,8 +104,10 @@ def distribution_record(
     for name, limit in limits.items():
         value = values[name]
         good_low = name == "top1_agreement"
-        fails = value.value < limit if good_low else value.value > limit
-        if fails:
+        within = value.value >= limit if good_low else value.value <= limit
+        if not math.isfinite(value.value):
+            broken.append(f"{name} is not a number: the output is broken")
+        elif not within:
             side = "below" if good_low else "above"
             broken.append(f"{name} of {value.value:.4g} is {side} the threshold of {limit:.4g}")
         elif value.low < limit < value.high:
@@ -114,8 +117,8 @@ def distribution_record(
         kind="distribution",
         passed=not broken,
         threshold=limits,
-        values=values,
-        by_language={language: _estimates(found, language) for language, found in by_language.items()},
+        values=_finite(values),
+        by_language={language: _finite(_estimates(c, language)) for language, c in by_language.items()},
         detail="; ".join([*broken, *unsure, *([note] if note else [])]),
     )
 
@@ -138,14 +141,14 @@ def _estimates(found: Sequence[Comparison], key: str) -> dict[str, Interval]:
 
 def logits_record(config_id: str, gaps: Sequence[float], plan: QualityPlan) -> QualityRecord:
     """The engine against transformers, both in float32."""
-    worst = max(gaps)
+    worst = max(gaps, key=lambda gap: math.inf if math.isnan(gap) else gap)
     passed = worst <= plan.max_abs_logit_error
     return QualityRecord(
         config_id=config_id,
         kind="logits_vs_transformers",
         passed=passed,
         threshold={"max_abs_logit_error": plan.max_abs_logit_error},
-        values={"max_abs_logit_error": _exact(worst, len(gaps))},
+        values=_finite({"max_abs_logit_error": _exact(worst, len(gaps))}),
         detail="" if passed else f"logits differ from transformers by up to {worst:.3g}",
     )
 
@@ -169,7 +172,7 @@ def identity_record(
         for i, (a, b) in enumerate(zip(reference, found, strict=True))
         if list(a) != list(b)
     }
-    wrong = {i: at for i, at in parted.items() if tie_gaps.get(i, float("inf")) >= NEAR_TIE}
+    wrong = {i: at for i, at in parted.items() if not tie_gaps.get(i, math.inf) < NEAR_TIE}
     total = sum(len(a) for a in reference)
     same = total - sum(len(reference[i]) - at for i, at in parted.items())
     detail = [
@@ -192,6 +195,11 @@ def identity_record(
 def first_difference(a: Sequence[int], b: Sequence[int]) -> int:
     """Index of the first token that differs (the shorter length, if one is the other's beginning)."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _finite(values: Mapping[str, Interval]) -> dict[str, Interval]:
+    """Without what is no number: records hold figures or nothing."""
+    return {n: v for n, v in values.items() if all(map(math.isfinite, (v.value, v.low, v.high)))}
 
 
 def _exact(value: float, n: int) -> Interval:
