@@ -13,6 +13,7 @@ import pytest
 from inferoptim.bench.plan import BenchPlan, make_plan
 from inferoptim.bench.protocol import Bench, resolve
 from inferoptim.cli.main import main
+from inferoptim.cli.report import publish
 from inferoptim.errors import ConfigError
 from inferoptim.models.hub import resolve_model
 from inferoptim.records.reader import read_run
@@ -78,7 +79,12 @@ class Watcher:
 
 def start(plan: BenchPlan, folder: Path, watcher: Watcher, **options: Any) -> Bench:
     bench = Bench(
-        resolve(plan, resolve_model(plan.model)), folder, command=["test"], observer=watcher, **options
+        resolve(plan, resolve_model(plan.model)),
+        folder,
+        command=["test"],
+        observer=watcher,
+        publish=lambda written: publish(written, "en"),
+        **options,
     )
     watcher.bench = bench
     return bench

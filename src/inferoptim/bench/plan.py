@@ -78,7 +78,10 @@ class QualityPlan(PlanPart):
         0.05, gt=0, description="Mean KL divergence from the unquantised engine, per token."
     )
     min_top1_agreement: float = Field(
-        0.93, ge=0, le=1, description="Share of positions with the same likeliest token."
+        0.90,
+        ge=0,
+        le=1,
+        description="Share of positions with the same likeliest token; bf16 against fp32 reaches 0.96 on these texts.",
     )
     max_abs_logit_error: float = Field(
         1e-3, gt=0, description="fp32 engine against fp32 transformers, largest logit gap."

@@ -9,7 +9,7 @@ Whatever ends a run early (Ctrl-C, a full disk), what was committed stays, is su
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,7 +39,6 @@ from inferoptim.records.schema import (
 )
 from inferoptim.records.statistics import separated
 from inferoptim.records.writer import RunWriter, prepare_folder
-from inferoptim.report.language import LanguageCode
 
 WORKER_BYTES = 600 * 1024**2  # a process with torch in it, before its model
 GPU_CONTEXT_BYTES = 1536 * 1024**2
@@ -121,7 +120,7 @@ class Bench:
         resume: go on with what the folder holds; else it must be empty or new.
         force: replace an earlier run.
         remeasure: measure the machine's ceilings again.
-        language: of the report.
+        publish: writes the report of a summarised folder, also of an interrupted run.
 
     Raises:
         ConfigError: the folder holds another run, or cannot be written.
@@ -137,7 +136,7 @@ class Bench:
         resume: bool = False,
         force: bool = False,
         remeasure: bool = False,
-        language: LanguageCode = "en",
+        publish: Callable[[Path], object],
     ) -> None:
         self._in = inputs
         self.plan = inputs.plan
@@ -146,7 +145,7 @@ class Bench:
         self._observer = observer
         self._resume = resume
         self._remeasure = remeasure
-        self._language = language
+        self._publish = publish
         self._new = not folder.exists()
         prepare_folder(folder, resume=resume, force=force)
         self._writer = RunWriter(folder)
@@ -170,7 +169,7 @@ class Bench:
         """Do it.
 
         Returns:
-            The summary; report.html, report.md and economics.json are written.
+            The summary, which is written and published.
 
         Raises:
             KeyboardInterrupt: after what was measured was summarised and reported.
@@ -481,9 +480,6 @@ class Bench:
     # -- the end --------------------------------------------------------------------------------------------------
 
     def _finish(self, interrupted: bool) -> Summary:
-        from inferoptim.report.economics_section import write_economics
-        from inferoptim.report.write_report import write_report
-
         folder = read_run(self.folder)
         summary = build_summary(
             folder,
@@ -502,8 +498,7 @@ class Bench:
             tuple(dict.fromkeys(self._warnings)),
         )
         self._writer.summary(summary)
-        write_economics(self.folder)
-        write_report(self.folder, self._language)
+        self._publish(self.folder)
         return summary
 
     # -- small things ---------------------------------------------------------------------------------------------

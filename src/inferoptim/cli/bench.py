@@ -184,10 +184,11 @@ def _run(
 ) -> None:
     from inferoptim.bench.protocol import Bench, resolve
     from inferoptim.cli.progress import BenchProgress, download_progress
+    from inferoptim.cli.report import publish
     from inferoptim.models.hub import resolve_model
     from inferoptim.report.write_report import check_language
 
-    check_language(lang)
+    language = check_language(lang)
     with download_progress() as show:
         files = resolve_model(plan.model, progress=show)
     with BenchProgress() as progress:
@@ -199,7 +200,7 @@ def _run(
             resume=resume,
             force=force,
             remeasure=remeasure,
-            language=lang,  # type: ignore[arg-type]
+            publish=lambda written: publish(written, language),
         )
         try:
             summary = run.run()

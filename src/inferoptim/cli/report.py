@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from inferoptim.report.language import LanguageCode
 
 
 def report(
@@ -24,10 +27,17 @@ def report(
     Nothing is measured: the report is a function of the folder's records.
     """
     from inferoptim.bench.summary import summarise_again
-    from inferoptim.report.economics_section import write_economics
-    from inferoptim.report.write_report import check_language, write_report
+    from inferoptim.report.write_report import check_language
 
     language = check_language(lang)
     summarise_again(folder, price_per_hour=price, currency=currency, price_source=price_source)
+    typer.echo(f"report: {publish(folder, language)}")
+
+
+def publish(folder: Path, language: LanguageCode) -> Path:
+    """Price and report a summarised folder; the path of report.html."""
+    from inferoptim.report.economics_section import write_economics
+    from inferoptim.report.write_report import write_report
+
     write_economics(folder)
-    typer.echo(f"report: {write_report(folder, language)}")
+    return write_report(folder, language)
