@@ -30,7 +30,7 @@ from inferoptim.records.schema import QualityRecord
 from inferoptim.targets.base import TargetRequest
 
 CHUNK_TOKENS = 64  # token budget of the identity check: its prompts must really be cut
-PASSES = 2  # the second pass meets a warm prefix cache
+WARM_PASSES = 2  # with prefix caching: the second pass meets a warm cache
 _UNQUANTISED = {"quantization": "none", "kv_quantization": "none"}
 
 
@@ -120,17 +120,18 @@ class Gate:
         if self._identity_reference is None:
             self.on_check("engine with its levers off, reference answers")
             self._load("engine", self._float32(self.off, ()))
-            self._identity_reference = self._greedy()
+            self._identity_reference = self._greedy(1)
         self.on_check(f"{config.label}, same tokens")
         self._load("engine", self._float32(config.settings, key))
-        found = self._greedy()
-        prompts = self._prompts() * PASSES
+        passes = WARM_PASSES if "prefix_caching" in key else 1
+        found = self._greedy(passes)
+        prompts, reference = self._prompts() * passes, self._identity_reference * passes
         gaps = {}
-        for i, (a, b) in enumerate(zip(self._identity_reference, found, strict=True)):
+        for i, (a, b) in enumerate(zip(reference, found, strict=True)):
             if a != b:
                 known = (*prompts[i].prompt_token_ids, *a[: first_difference(a, b)])
                 gaps[i] = self._call("top_gap", known)
-        record = identity_record(config.config_id, self._identity_reference, found, gaps)
+        record = identity_record(config.config_id, reference, found, gaps)
         self._identity[key] = (config.config_id, record)
         return record
 
@@ -215,8 +216,8 @@ class Gate:
             out.append(TargetRequest(f"q{number}", "", ids, sampling))
         return out
 
-    def _greedy(self) -> list[tuple[int, ...]]:
-        answers: list[tuple[int, ...]] = self._call("greedy", self._prompts(), self._rows(), PASSES)
+    def _greedy(self, passes: int) -> list[tuple[int, ...]]:
+        answers: list[tuple[int, ...]] = self._call("greedy", self._prompts(), self._rows(), passes)
         return answers
 
     # -- the worker -----------------------------------------------------------------------------------------------

@@ -206,14 +206,18 @@ QUICK: dict[str, Any] = {
     "name": "quick",
     "runs": 8,
     "min_runs": 2,
-    "seconds_per_case": 6.0,
+    "seconds_per_case": 15.0,
+    "budget_s": 220.0,
     "warmups": 1,
-    "warmup_output_tokens": 8,
+    "warmup_output_tokens": 4,
     "sequential_max_requests": 1,
     "workloads": [{"name": "guide", "concurrency": [1, 32], "output_tokens": 64}],
     "quality": {"tokens_per_language": 512, "identity_prompts": 4, "identity_tokens": 32},
 }
-"""What --quick sets; any flag or plan field given wins. Shorter answers (64 tokens, not 200), the same for all."""
+"""What --quick sets; any flag or plan field given wins. Shorter answers (64 tokens, not 200), the same for all.
+
+Every configuration gets its two runs of each case; more follow, in rounds, until 220 s after the start.
+"""
 
 
 def make_plan(

@@ -28,10 +28,10 @@ class WorkerProcess:
     Args:
         name: of the configuration, for messages.
         log: file that takes the worker's output; appended to.
-        env: added to its environment.
+        target: whose libraries it imports at once, before it is asked to load; '' = none.
     """
 
-    def __init__(self, name: str, log: Path, env: dict[str, str] | None = None) -> None:
+    def __init__(self, name: str, log: Path, target: str = "") -> None:
         self.name = name
         self._log = log
         self._connection, child = Pipe()
@@ -39,18 +39,13 @@ class WorkerProcess:
         try:
             with open(log, "ab") as output:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-c", _START, str(child.fileno()), str(lifeline)],
+                    [sys.executable, "-c", _START, str(child.fileno()), str(lifeline), target],
                     pass_fds=(child.fileno(), lifeline),
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,  # Ctrl-C is the parent's to handle
-                    env={
-                        **os.environ,
-                        "PYTHONUNBUFFERED": "1",
-                        "TOKENIZERS_PARALLELISM": "false",
-                        **(env or {}),
-                    },
+                    env={**os.environ, "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"},
                 )
         finally:
             child.close()

@@ -324,6 +324,9 @@ class Bench:
             self._observer.phase("load", len(rungs))
             for number, rung in enumerate(rungs):
                 self._observer.step(rung.label, number, len(rungs))
+                self._open(rung)
+                if number + 1 < len(rungs):
+                    self._open(rungs[number + 1])  # imports its libraries meanwhile
                 if not self._load(rung):
                     schedule.drop(rung.config_id)
             self._observer.phase("measure", 0)
@@ -399,8 +402,7 @@ class Bench:
     def _load(self, rung: Configuration) -> bool:
         """Fresh process, model loaded, every case warmed up."""
         try:
-            worker = self._start(rung.config_id)
-            self._workers[rung.config_id] = worker
+            worker = self._open(rung)
             info = worker.call("load", rung.target, dict(rung.settings), timeout_s=self.plan.deadline_s)
             loaded = {k: info.settings[k] for k in ("dtype", "decoder", "num_threads") if k in info.settings}
             self._note_configuration(
@@ -505,6 +507,12 @@ class Bench:
 
     def _start(self, name: str) -> WorkerProcess:
         return WorkerProcess(name, self.folder / LOG)
+
+    def _open(self, rung: Configuration) -> WorkerProcess:
+        """The process of a configuration, started now if it is not there yet."""
+        if rung.config_id not in self._workers:
+            self._workers[rung.config_id] = WorkerProcess(rung.config_id, self.folder / LOG, rung.target)
+        return self._workers[rung.config_id]
 
     def _unload(self, config_id: str) -> None:
         worker = self._workers.pop(config_id, None)

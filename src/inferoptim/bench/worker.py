@@ -11,7 +11,9 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -213,6 +215,10 @@ def _leave_with(lifeline: int) -> None:
 
 
 def main() -> None:
-    pipe, lifeline = int(sys.argv[1]), int(sys.argv[2])
+    pipe, lifeline, target = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     threading.Thread(target=_leave_with, args=(lifeline,), daemon=True).start()
+    if target:
+        with suppress(ModuleNotFoundError):  # load() says it, in one line
+            import_module(f"inferoptim.targets.{target}")
+            import_module("transformers" if target == "transformers" else "torch")
     serve(Connection(pipe))
