@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import psutil
 from prometheus_client import CollectorRegistry
@@ -225,6 +227,7 @@ class Exporter(Collector):
             files.add_metric([name], fds)
             cpu.add_metric([name], times.user + times.system)
         yield from (memory, files, cpu)
+        yield _gauge("server_tasks", "Tasks of the server's event loop.", len(_tasks()))
 
     def _gpu_metrics(self, gpus: GpuReader) -> Iterator[Metric]:
         power = GaugeMetricFamily(PREFIX + "gpu_power_watts", "Power draw.", labels=["gpu", "uuid"])
@@ -318,6 +321,13 @@ def _labelled(
     family = kind(name, source.documentation, labels=list(labels))
     family.add_metric(list(labels.values()), source.samples[0].value)
     return family
+
+
+def _tasks() -> set[asyncio.Task[Any]]:
+    try:
+        return asyncio.all_tasks()
+    except RuntimeError:  # read outside the event loop
+        return set()
 
 
 def _process(pid: int | None) -> psutil.Process | None:
