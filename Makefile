@@ -56,7 +56,7 @@ test: $(DEV) test-tools ## lint, then every test; both run, whatever the first o
 
 # Debian tools that some tests drive for real. A test that needs one says so when it is missing.
 test-tools:
-	@cd '$(ROOT)'; for tool in prometheus chromium; do \
+	@cd '$(ROOT)'; for tool in prometheus chromium docker-compose; do \
 	  command -v "$$tool" > /dev/null && continue; \
 	  grep -rqE --include='*.py' "[\"']$$tool[\"']" tests || continue; \
 	  if [[ $$(id -u) == 0 ]] && command -v apt-get > /dev/null; then \

@@ -22,7 +22,7 @@ MONITORING = ROOT / "deploy" / "monitoring"
 @pytest.mark.parametrize("dashboard", all_dashboards(), ids=lambda d: d.uid)
 def test_the_committed_dashboard_is_the_generated_one(dashboard):
     committed = (MONITORING / "dashboards" / f"{dashboard.uid}.json").read_text(encoding="utf-8")
-    assert committed == dashboard_json(dashboard), "run: inferoptim deploy --monitoring deploy/monitoring"
+    assert committed == dashboard_json(dashboard), "run: inferoptim deploy --part monitoring, and copy"
 
 
 def test_the_committed_rules_are_the_generated_ones():

@@ -16,7 +16,6 @@ from inferoptim.errors import InferOptimError
 
 START = "Start here"
 TRAFFIC = "Know your traffic"
-SERVE = "Serve and watch"
 MONEY = "What it is worth"
 SIZE = "Size it"
 SERVE = "Run it"
@@ -47,6 +46,12 @@ COMMANDS = (
         "load",
         "inferoptim.cli.load:load",
         "Load test of any OpenAI endpoint; the highest rate that meets the SLO.",
+        SERVE,
+    ),
+    CommandEntry(
+        "deploy",
+        "inferoptim.cli.deploy:deploy",
+        "Compose, KServe, Ray Serve, Prometheus rules, Grafana dashboards: written and checked.",
         SERVE,
     ),
     CommandEntry(
