@@ -125,3 +125,52 @@ def test_every_event_counts_its_tokens_on_request(server: RunningServer, chat: b
     assert events[-1]["choices"] == []
     assert events[-1]["usage"]["completion_tokens"] == len(ids) == 20
     assert ids == whole["choices"][0]["token_ids"]
+
+
+def test_an_endpoint_stands_in_the_bench_beside_the_engine(server: RunningServer, tiny_chat_model, tmp_path):
+    from inferoptim.cli.main import main
+    from inferoptim.records.reader import read_run
+
+    out = tmp_path / "run"
+    command = [
+        "bench",
+        "--model",
+        str(tiny_chat_model),
+        "--device",
+        "cpu",
+        "--targets",
+        "engine",
+        "--levers",
+        "paged_kv",
+    ]
+    command += [
+        "--workload",
+        "synthetic:16/8",
+        "--concurrency",
+        "2",
+        "--runs",
+        "2",
+        "--warmups",
+        "1",
+        "--no-quality",
+    ]
+    command += ["--endpoint", f"ours={server.url}", "--endpoint", "gone=http://127.0.0.1:1"]
+    main([*command, "--out", str(out), "--json"])
+    run = read_run(out)
+    found = {c.config_id: c for c in run.summary.configurations}
+    assert found["endpoint-gone"].status == "failed"
+    assert "nobody listens" in found["endpoint-gone"].error
+    assert found["engine-off"].status == "ok"
+    endpoint = found["endpoint-ours"]
+    assert endpoint.status == "ok"
+    assert endpoint.settings["prefix_cache_reset"] == "cache_salt"
+    (metric,) = [m for m in run.summary.metrics if m.config_id == endpoint.config_id]
+    assert metric.runs == 2
+    assert metric.output_tokens_per_s.value > 0
+    assert metric.ttft_s["p50"].value > 0
+    assert metric.floor_s is None
+    assert metric.peak_rss_bytes is None  # this process is only the client
+    assert any("ours, over HTTP" in warning for warning in run.summary.warnings)
+    hashes = {r.output_sha256 for runs in run.requests_by_run().values() for rs in runs.values() for r in rs}
+    assert len(hashes) == 2  # two prompts, each with one answer, whoever gave it
+    assert "ours, over HTTP" in (out / "report.html").read_text()

@@ -158,6 +158,7 @@ def configurations(plan: BenchPlan, machine: Machine, base: Mapping[str, Any]) -
         below = rungs[-1].config_id if rungs else None
         rungs += maker(plan, machine, base, chosen, below)
         rungs += missing
+    rungs += _endpoints(plan)
     if len(rungs) > MAX_CONFIGURATIONS:
         raise ConfigError(
             f"design={plan.design} makes {len(rungs)} configurations, at most {MAX_CONFIGURATIONS} are run: name fewer levers"
@@ -191,6 +192,16 @@ def _transformers(plan: BenchPlan, machine: Machine) -> list[Configuration]:
             BASELINE, "transformers, static batch", "transformers", {**shared, "batching": "static"},
             previous="transformers-sequential", is_baseline=True,
         ),
+    ]  # fmt: skip
+
+
+def _endpoints(plan: BenchPlan) -> list[Configuration]:
+    return [
+        Configuration(
+            f"endpoint-{e.name}", f"{e.name}, over HTTP", "openai_http",
+            {"url": e.url, "model": e.model, "api_key_env": e.api_key_env, "tokenizer": plan.model},
+        )
+        for e in plan.endpoints
     ]  # fmt: skip
 
 

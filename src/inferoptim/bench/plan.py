@@ -102,6 +102,15 @@ class QualityPlan(PlanPart):
         return self
 
 
+class EndpointPlan(PlanPart):
+    """A server that stands beside the other configurations: vLLM, TensorRT-LLM, ours, any OpenAI endpoint."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    url: str = Field(description="Address of the server, with or without /v1. It must serve /v1/completions.")
+    model: str | None = Field(None, description="Default: the only one served.")
+    api_key_env: str | None = Field(None, description="Name of the environment variable that holds the key.")
+
+
 class BenchPlan(PlanPart):
     """Everything that decides what is measured; two runs of equal plans on one machine are comparable."""
 
@@ -125,6 +134,9 @@ class BenchPlan(PlanPart):
     )
     transformers: dict[str, Any] = Field(
         default_factory=dict, description="Options of the baseline: dtype, static_cache."
+    )
+    endpoints: tuple[EndpointPlan, ...] = Field(
+        (), description="Servers to measure beside them on the same requests. Their output is not checked."
     )
     sequential_max_requests: int | None = Field(
         None, ge=1, description="Skip the one-request-at-a-time baseline on runs of more requests than this."
@@ -186,6 +198,8 @@ class BenchPlan(PlanPart):
             raise ValueError(f"min_runs ({self.min_runs}) is above runs ({self.runs})")
         if self.until_separated and self.max_runs < self.runs:
             raise ValueError(f"max_runs ({self.max_runs}) is below runs ({self.runs})")
+        if len({e.name for e in self.endpoints}) != len(self.endpoints):
+            raise ValueError("two endpoints have the same name")
         names = [f"{w.name}@{c}" for w in self.workloads for c in w.concurrency]
         if len(set(names)) != len(names):
             raise ValueError("two workloads have the same name and concurrency")

@@ -70,7 +70,9 @@ def build_summary(
                 continue
             served = requests.get((config.config_id, case), {})
             floor = None
-            if shape is not None:
+            if (
+                shape is not None and config.target != "openai_http"
+            ):  # another machine's floor is not known here
                 floor = _floor(shape, config, ceilings, of_case, served, at_once)
                 context = _mean_context(served)
                 step = decode_step_s(shape, config, ceilings, at_once, context) if context else None

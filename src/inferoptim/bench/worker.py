@@ -18,8 +18,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inferoptim.errors import InferOptimError, UnsupportedError
+from inferoptim.errors import ConfigError, InferOptimError, UnsupportedError
 from inferoptim.targets.base import Target, TargetInfo, TargetRequest, TargetResponse
+from inferoptim.targets.openai_http import OpenAIHttpTarget
 
 if TYPE_CHECKING:
     from inferoptim.bench.quality import Comparison
@@ -93,6 +94,7 @@ class Worker:
         finally:
             seen = sampler.stop()
         after = target.counters()
+        remote = isinstance(target, OpenAIHttpTarget)
         first = min((r.sent_s for r in responses), default=started)
         last = max((r.finished_s for r in responses), default=started)
         return RunResult(
@@ -100,10 +102,11 @@ class Worker:
             wall_s=last - first,
             responses=responses,
             counters={name: value - before.get(name, 0.0) for name, value in after.items()},
-            samples=seen.samples,
-            peak_rss_bytes=seen.peak_rss_bytes,
-            cpu_s=seen.cpu_s,
-            energy_j=seen.energy_j,
+            samples=[] if remote else seen.samples,
+            # of a remote server nothing is metered here: this process is only its client
+            peak_rss_bytes=None if remote else seen.peak_rss_bytes,
+            cpu_s=None if remote else seen.cpu_s,
+            energy_j=None if remote else seen.energy_j,
         )
 
     # -- quality gate ---------------------------------------------------------------------------------------------
@@ -168,6 +171,8 @@ def make_target(name: str, settings: Mapping[str, Any]) -> Target:
         from inferoptim.targets.engine import EngineTarget
 
         return EngineTarget(settings)
+    if name == "openai_http":
+        return _endpoint(settings)
     assert name == "transformers", name
     try:
         import transformers  # noqa: F401  # found out now, in one line, instead of at load()
@@ -178,6 +183,30 @@ def make_target(name: str, settings: Mapping[str, Any]) -> Target:
             f"target transformers needs the package {error.name}: pip install 'inference-optim-llm[bench]'"
         ) from error
     return TransformersTarget(settings)
+
+
+def _endpoint(settings: Mapping[str, Any]) -> Target:
+    """The client of an OpenAI endpoint; completions only, because there a prompt is sent as exact token ids.
+
+    Raises:
+        ConfigError: the variable that should hold the key is not set.
+    """
+    import os
+
+    from inferoptim.models.hub import resolve_model
+    from inferoptim.models.tokenizer import load_tokenizer
+
+    variable = settings["api_key_env"]
+    key = os.environ.get(variable) if variable else None
+    if variable and not key:
+        raise ConfigError(f"endpoint {settings['url']}: the environment variable {variable} is not set")
+    return OpenAIHttpTarget(
+        settings["url"],
+        model=settings["model"],
+        api="completions",
+        api_key=key,
+        tokenizer=load_tokenizer(resolve_model(settings["tokenizer"]).folder),
+    )
 
 
 def _renamed(request: TargetRequest, run: int, most_tokens: int | None) -> TargetRequest:
@@ -220,5 +249,6 @@ def main() -> None:
     if target:
         with suppress(ModuleNotFoundError):  # load() says it, in one line
             import_module(f"inferoptim.targets.{target}")
-            import_module("transformers" if target == "transformers" else "torch")
+            if target != "openai_http":
+                import_module("transformers" if target == "transformers" else "torch")
     serve(Connection(pipe))

@@ -71,6 +71,15 @@ def bench(
         str | None,
         typer.Option("--targets", help="transformers,engine (the default).", rich_help_panel=WHAT),
     ] = None,
+    endpoint: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--endpoint",
+            metavar="NAME=URL",
+            help="A running OpenAI server (vLLM, TensorRT-LLM, ours) to measure beside them; repeatable.",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
     device: Annotated[
         str | None, typer.Option("--device", help="auto, cpu or cuda.", rich_help_panel=WHAT)
     ] = None,
@@ -152,6 +161,7 @@ def bench(
         "design": design,
         "levers": _names(levers),
         "targets": _names(targets),
+        "endpoints": _endpoints(endpoint),
         "device": device,
         "num_threads": threads,
         "runs": runs,
@@ -318,6 +328,16 @@ def _command(plan: BenchPlan) -> list[str]:
         elif word != "--force" and not word.startswith(("--out=", "--resume=")):
             out.append(shlex.quote(word))
     return out
+
+
+def _endpoints(given: list[str] | None) -> list[dict[str, str]] | None:
+    """NAME=URL, as often as given."""
+    if not given:
+        return None
+    pairs = [text.partition("=") for text in given]
+    if any(not name or not url for name, _, url in pairs):
+        raise ConfigError("--endpoint: write it as NAME=URL, such as vllm=http://127.0.0.1:8000")
+    return [{"name": name, "url": url} for name, _, url in pairs]
 
 
 def _names(text: str | None) -> list[str] | None:
