@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -18,7 +19,7 @@ from inferoptim.errors import DataError, UnsupportedError
 from inferoptim.models.decoder import Decoder, DecoderWeights, LayerWeights
 from inferoptim.models.rotary import inverse_frequencies
 from inferoptim.models.sources import weight_shards
-from inferoptim.models.spec import ModelSpec, spec_from_config
+from inferoptim.models.spec import ModelSpec, spec_from_config, token_ids
 from inferoptim.models.weights import check_finite, check_weights, weight_shapes
 from inferoptim.quant.formats import DenseWeight, Linear
 from inferoptim.quant.fp8 import quantize_linear_fp8
@@ -26,22 +27,32 @@ from inferoptim.quant.int8 import quantize_linear
 
 
 def read_spec(folder: Path) -> ModelSpec:
-    """The architecture of a model folder.
+    """The architecture of a model folder; what ends a generation is read from generation_config.json first.
 
     Raises:
         DataError: config.json is missing or not JSON.
         UnsupportedError: an architecture or feature that the decoder does not have.
     """
-    path = folder / "config.json"
+    spec = spec_from_config(_read_object(folder / "config.json"))
+    generation = folder / "generation_config.json"
+    if generation.is_file():  # chat models often end a turn by a token that only this file names
+        stops = token_ids(_read_object(generation).get("eos_token_id"))
+        spec = replace(spec, eos_token_ids=stops) if stops else spec
+    return spec
+
+
+def _read_object(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(
             f"{path}: missing; a model folder has config.json, tokenizer.json and *.safetensors"
         ) from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error})") from error
-    return spec_from_config(config)
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: a JSON object is expected")
+    return content
 
 
 def load_decoder(

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,10 @@ def download_from_hub(
     if offline or constants.HF_HUB_OFFLINE:
         raise NotAvailable("not asked (offline)")
     probe(f"{endpoint}/api/models/{repo}")
-    try:
+    cancelled = threading.Event()
+
+    def download() -> Path:
+        bar = _progress_bar(progress, f"downloading {repo}", cancelled)
         return Path(
             snapshot_download(
                 repo,
@@ -129,9 +133,14 @@ def download_from_hub(
                 allow_patterns=patterns,
                 endpoint=endpoint,
                 force_download=force,
-                tqdm_class=_progress_bar(progress, f"downloading {repo}"),
+                tqdm_class=bar,
             )
         )
+
+    # What Ctrl-C and the progress bar wait for; the library's own 10 MB is ten seconds of a slow line.
+    constants.DOWNLOAD_CHUNK_SIZE = min(constants.DOWNLOAD_CHUNK_SIZE, 1 << 20)
+    try:
+        return _interruptible(download, cancelled)
     except errors.GatedRepoError as error:
         raise UnsupportedError(
             f"{repo} is gated: accept its terms at {endpoint}/{repo} and set HF_TOKEN"
@@ -281,8 +290,39 @@ def _first_line(error: BaseException) -> str:
     return text.splitlines()[0]
 
 
-def _progress_bar(progress: Progress | None, what: str) -> type[Any]:
-    """A tqdm that reports bytes to `progress` and draws nothing."""
+def _interruptible(call: Callable[[], Path], cancelled: threading.Event) -> Path:
+    """Run `call` in a thread, so that Ctrl-C is heard at once; `cancelled` then tells the call to stop.
+
+    The Hub library downloads in threads of a pool, and leaving the pool waits for whole files.
+    """
+    outcome: list[Path | BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append(call())
+        except BaseException as error:  # handed to the caller's thread below
+            outcome.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(0.1)
+    except KeyboardInterrupt:
+        cancelled.set()
+        raise
+    result = outcome[0]
+    if isinstance(result, BaseException):
+        raise result
+    return result
+
+
+class _Cancelled(Exception):
+    """Stops a download thread at its next piece."""
+
+
+def _progress_bar(progress: Progress | None, what: str, cancelled: threading.Event) -> type[Any]:
+    """A tqdm that reports bytes to `progress`, draws nothing, and stops its thread once `cancelled`."""
     from tqdm.auto import tqdm
 
     class Bar(tqdm):  # type: ignore[type-arg,misc,unused-ignore]
@@ -295,6 +335,8 @@ def _progress_bar(progress: Progress | None, what: str) -> type[Any]:
             self.total = kwargs.get("total")
 
         def update(self, n: float | None = 1) -> bool | None:
+            if cancelled.is_set():
+                raise _Cancelled
             self._done += int(n or 0)
             if progress and self._bytes:
                 progress(what, self._done, int(self.total) if self.total else None)

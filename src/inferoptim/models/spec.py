@@ -119,7 +119,7 @@ def spec_from_config(config: dict[str, Any]) -> ModelSpec:
         qkv_bias=architecture == "Qwen2ForCausalLM",
         qk_norm=architecture == "Qwen3ForCausalLM",
         sliding_windows=_sliding_windows(config, architecture, num_layers),
-        eos_token_ids=_token_ids(config.get("eos_token_id")),
+        eos_token_ids=token_ids(config.get("eos_token_id")),
         bos_token_id=None if bos is None else int(bos),
         torch_dtype=str(config.get("dtype") or config.get("torch_dtype") or "bfloat16"),
     )
@@ -235,7 +235,8 @@ def _sliding_windows(config: dict[str, Any], architecture: str, num_layers: int)
     return windows if any(windows) else ()
 
 
-def _token_ids(value: Any) -> tuple[int, ...]:
+def token_ids(value: Any) -> tuple[int, ...]:
+    """Ids from a config's field: one, a list, or none."""
     if value is None:
         return ()
     return tuple(int(v) for v in value) if isinstance(value, list | tuple) else (int(value),)
