@@ -64,6 +64,7 @@ class SoakPlan:
     max_prompt_words: int = 60
     max_tokens: int = 48
     seed: int = 0
+    timeout_s: float = 120.0  # of one request: an answer that never comes is a lost one
     server_options: tuple[str, ...] = ()
 
 
@@ -136,7 +137,9 @@ class Soak:
         before = await _idle_state(watcher)
         start = time.perf_counter()
         end = start + plan.seconds
-        clients = [OpenAIClient(endpoint, model=watcher.model, timeout_s=120.0) for _ in range(plan.clients)]
+        clients = [
+            OpenAIClient(endpoint, model=watcher.model, timeout_s=plan.timeout_s) for _ in range(plan.clients)
+        ]
         for client in clients:
             client.features = watcher.features
         work = [asyncio.ensure_future(self._client(server, c, i, end)) for i, c in enumerate(clients)]
@@ -363,11 +366,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--timeout", type=float, default=120.0, help="seconds for one request")
     parser.add_argument("--json", type=Path)
     parser.add_argument("server_options", nargs="*", help="options of `inferoptim serve`, after --")
     asked = parser.parse_args(argv)
     options = tuple(asked.server_options) or ("--max-queue", "16", "-e", "max_num_seqs=8")
-    plan = SoakPlan(asked.model, asked.minutes * 60, asked.clients, server_options=options)
+    plan = SoakPlan(
+        asked.model, asked.minutes * 60, asked.clients, timeout_s=asked.timeout, server_options=options
+    )
     report = Soak(plan).run()
     print(f"{report.seconds:.0f} s, {report.output_tokens} output tokens")
     for name, count in report.outcomes.items():
