@@ -1,6 +1,6 @@
 """What the load client can send and read, beside httpx and beside the same connection with nothing read into.
 
-    python benchmarks/http.py [--seconds 2] [--repeats 3] [--json FILE]
+    python benchmarks/load_client.py [--seconds 2] [--repeats 3] [--json FILE]
 
 All against the null server, which has its answers encoded before the first request and runs in a process of its own. The
 three take turns in every repeat. "bytes only" parses HTTP and throws the events away: the ceiling of the client's reading.
