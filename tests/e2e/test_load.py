@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import psutil
 import pytest
 
 from inferoptim.bench.load.null_server import answer
 from inferoptim.bench.load.self_test import null_server
 from inferoptim.cli.main import main
 from inferoptim.records.load_schema import LoadRequestRecord, LoadSummary
+from inferoptim.records.workload_file import (
+    Workload,
+    WorkloadHeader,
+    WorkloadRequest,
+    WorkloadSource,
+    save_workload,
+)
 
 QUIET = ["--no-self-test", "--max-lag-ms", "60000", "--input-tokens", "8", "--output-tokens", "4"]
 
@@ -154,6 +166,73 @@ def test_the_search_finds_where_a_limited_server_refuses_and_names_the_refusals(
     assert refused
     assert refused[0].error_detail == "the queue is full"
     assert all(r.met_slo is False for r in refused)
+
+
+def test_a_replay_keeps_the_times_the_lengths_and_the_shared_prefixes(server, tiny_chat_model, tmp_path):
+    """On our own server, whose prefix cache must find what the workload shares and the tokenizer made exact."""
+    header = WorkloadHeader(
+        name="two-families",
+        arrivals="open",
+        segment_tokens=(64, 64),
+        source=WorkloadSource(kind="stated"),
+        num_requests=12,
+    )
+    requests = tuple(
+        WorkloadRequest(80 + i % 3, 3 + i % 2, arrival_s=i * 0.05, segments=(i % 2,)) for i in range(12)
+    )
+    save_workload(tmp_path / "traffic.jsonl", Workload(header, requests))
+    out = tmp_path / "run"
+    command = [
+        "load",
+        server.url,
+        "--replay",
+        str(tmp_path / "traffic.jsonl"),
+        "--tokenizer",
+        str(tiny_chat_model),
+    ]
+    assert (
+        main([*command, "--api", "completions", "--out", str(out), "--no-self-test", "--max-lag-ms", "60000"])
+        == 0
+    )
+    summary, records = _results(out)
+    by_arrival = sorted(records, key=lambda r: r.arrival_s)
+    assert [r.prompt_tokens for r in by_arrival] == [r.prompt_tokens for r in requests]
+    assert [r.output_tokens for r in by_arrival] == [r.output_tokens for r in requests]
+    assert [round(r.arrival_s, 2) for r in by_arrival] == [round(r.arrival_s, 2) for r in requests]
+    assert summary.stages[0].cached_prompt_share > 0.3
+    assert summary.workload["exact_lengths"] is True
+    assert all(len(r.token_times_s) == r.output_tokens for r in records)
+
+
+def test_ctrl_c_keeps_what_had_ended_and_says_so(null_url, tmp_path):
+    out = tmp_path / "run"
+    command = [
+        sys.executable,
+        "-m",
+        "inferoptim",
+        "load",
+        null_url,
+        "--concurrency",
+        "2",
+        "--duration",
+        "600",
+        *QUIET,
+    ]
+    process = subprocess.Popen(
+        [*command, "--out", str(out), "--warmup", "0"], stdout=subprocess.PIPE, text=True
+    )
+    client, deadline = psutil.Process(process.pid), time.monotonic() + 60
+    while len(client.net_connections()) < 2:  # the probe has one connection, the stage two
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    summary, records = _results(out)
+    assert summary.interrupted
+    assert len(records) == summary.stages[0].requests > 0
+    assert (out / "load.html").is_file()
 
 
 @pytest.mark.parametrize(
