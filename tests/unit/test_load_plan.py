@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inferoptim.bench.load.arrivals import Level, arrival_times, parse_levels
+from inferoptim.bench.load.arrivals import Level, arrival_times, parse_levels, trace_times
 from inferoptim.bench.load.client_health import LoopWatch, judge, percentiles
 from inferoptim.bench.load.max_rate import find_max_rate, min_requests
 from inferoptim.bench.load.objectives import met, parse_objectives
@@ -55,6 +55,16 @@ def test_constant_gaps_are_equal_and_start_at_once():
         0.5,
         0.75,
     ]
+
+
+def test_a_trace_at_another_rate_keeps_its_rhythm():
+    offsets = np.array([0.0, 1.0, 1.0, 5.0])
+    times = trace_times(offsets, 4.0, 2.0)
+    assert times[:5] == pytest.approx(
+        [0, 0.15, 0.15, 0.75, 1.0]
+    )  # gaps 1, 0, 4 of mean 5/3, then one mean gap
+    assert times[4:8] - times[4] == pytest.approx(times[:4])
+    assert len(trace_times(offsets, 50.0, 100.0)) == pytest.approx(5000, rel=0.01)
 
 
 def test_levels_are_read_as_written():

@@ -52,7 +52,8 @@ def load(
         int | None, typer.Option("--num-requests", help="Requests of each stage, instead of --duration.")
     ] = None,
     arrivals: Annotated[
-        Literal["poisson", "gamma", "constant"], typer.Option("--arrivals", help="Gaps of the open loop.")
+        Literal["poisson", "gamma", "constant", "trace"],
+        typer.Option("--arrivals", help="Gaps of the open loop; trace: the workload's own, at --rate."),
     ] = "poisson",
     burstiness: Annotated[
         float, typer.Option("--burstiness", help="Variation of the gamma gaps: 1 = Poisson, 2 = bursts.")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from inferoptim.errors import ConfigError
 
-Process = Literal["poisson", "gamma", "constant"]
+Process = Literal["poisson", "gamma", "constant", "trace"]
 MAX_REQUESTS = 5_000_000
 _RAMP = re.compile(r"\s*([0-9.eE+-]+)\s*\.\.\s*([0-9.eE+-]+)\s*")
 
@@ -82,6 +82,8 @@ def arrival_times(
         raise ConfigError(
             f"{expected:,.0f} requests in one stage are too many: lower the rate or the duration"
         )
+    if process == "trace":
+        raise ValueError("the times of a trace come from trace_times")
     # operational time: the integral of the rate, 0 … expected
     drawn: list[NDArray[np.float64]] = []
     reached = 0.0
@@ -105,3 +107,21 @@ def arrival_times(
         return operational / level.first
     slope = (level.last - level.first) / duration_s
     return (-level.first + np.sqrt(level.first**2 + 2 * slope * operational)) / slope
+
+
+def trace_times(offsets_s: NDArray[np.float64], rate_per_s: float, duration_s: float) -> NDArray[np.float64]:
+    """The gaps of a trace in their order and burstiness, rescaled to another mean rate, from the beginning again until
+    `duration_s` is full.
+
+    Args:
+        offsets_s: arrival times of the trace, at least two, not all equal.
+    """
+    if rate_per_s * duration_s > MAX_REQUESTS:
+        raise ConfigError(
+            f"{rate_per_s * duration_s:,.0f} requests are too many: lower the rate or the duration"
+        )
+    gaps = np.diff(offsets_s) / np.diff(offsets_s).mean() / rate_per_s
+    gaps = np.append(gaps, 1.0 / rate_per_s)  # between its last request and its first, again
+    rounds = int(np.ceil(duration_s / gaps.sum())) + 1
+    times = np.concatenate([[0.0], np.cumsum(np.tile(gaps, rounds))])
+    return np.asarray(times[times < duration_s])

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from inferoptim import __version__
-from inferoptim.bench.load.arrivals import Level, Process, arrival_times
+from inferoptim.bench.load.arrivals import Level, Process, arrival_times, trace_times
 from inferoptim.bench.load.client_health import DEFAULT_ALLOWED_LAG_S
 from inferoptim.bench.load.max_rate import find_max_rate, min_requests
 from inferoptim.bench.load.prompts import Prompts, build_prompts
@@ -98,6 +98,13 @@ def plan_check(options: LoadOptions) -> None:
         raise ConfigError(
             f"workload {options.workload.header.name} has no arrival times: add --rate or --concurrency"
         )
+    if options.process == "trace":
+        if options.workload.rate_per_s is None:
+            raise ConfigError(
+                f"workload {options.workload.header.name} has no arrival times: --arrivals trace needs some"
+            )
+        if any(r.first != r.last for r in options.rates):
+            raise ConfigError("--arrivals trace keeps the trace's own rhythm: it cannot follow a ramp")
     if not options.duration_s > 0 or not options.timeout_s > 0 or not options.burstiness > 0:
         raise ConfigError("--duration, --timeout and --burstiness must be above 0")
     if options.num_requests is not None and options.num_requests < 1:
@@ -237,7 +244,11 @@ class LoadSession:
         rng = np.random.default_rng([options.seed, 7, number])
         if num_requests is not None:
             duration_s = num_requests / level.mean
-        times = arrival_times(level, duration_s, rng, options.process, options.burstiness)
+        if options.process == "trace":
+            offsets = np.array([r.arrival_s for r in options.workload.requests])
+            times = trace_times(offsets, level.mean, duration_s)
+        else:
+            times = arrival_times(level, duration_s, rng, options.process, options.burstiness)
         if num_requests is not None:
             times = times[:num_requests]
         if len(times) == 0:
@@ -245,6 +256,7 @@ class LoadSession:
         words = {
             "poisson": "Poisson",
             "gamma": f"gamma (variation {options.burstiness:g})",
+            "trace": "the trace's rhythm",
             "constant": "constant",
         }
         plan = StagePlan(
