@@ -49,6 +49,7 @@ def stage_table(summary: LoadSummary) -> Table:
         ]
     for label, name in (("TTFT", "ttft_s"), ("TPOT", "tpot_s"), ("ITL", "itl_s"), ("E2E", "e2e_s")):
         rows.append([f"{label} P50 / P95 / P99", *(_percentiles(s, name) for s in stages)])
+    rows.append(["ITL jitter, P99 / P50", *(_jitter(s) for s in stages)])
     rows.append(["prompt / output tokens (median)", *(_lengths(s) for s in stages)])
     rows.append(["client: send lag, loop lag (P99 or max)", *(_client(s) for s in stages)])
     return Table(f"{summary.url}  {summary.model}", ["", *(s.name for s in stages)], rows)
@@ -96,6 +97,11 @@ def _percentiles(stage: LoadStage, name: str) -> str | None:
     return " / ".join(
         format_seconds(found[p]) if p in found else "n too small" for p in ("p50", "p95", "p99")
     )
+
+
+def _jitter(stage: LoadStage) -> float | None:
+    usual, longest = stage.itl_s.get("p50"), stage.itl_s.get("p99")
+    return longest / usual if usual and longest is not None else None
 
 
 def _lengths(stage: LoadStage) -> str | None:

@@ -178,12 +178,20 @@ def _stage_table(summary: LoadSummary, t: LoadLanguage) -> Table:
         for percentile in ("p50", "p95", "p99"):
             if any(percentile in getattr(s, f"{metric}_s") for s in stages):
                 rows.append(_percentile_row(metric, percentile, stages, t))
+    if any(_jitter(s) is not None for s in stages):
+        rows.append(row("load.jitter", lambda s: t.unit_cell(_jitter(s))))
     rows += [
         row("load.prompt_tokens", lambda s: t.unit_cell(s.prompt_tokens_p50)),
         row("load.output_tokens", lambda s: t.unit_cell(s.output_tokens_p50)),
         row("load.cached", lambda s: t.percent_cell(s.cached_prompt_share)),
     ]
     return Table(clean(summary.model), t("load.measure"), tuple(clean(s.name) for s in stages), tuple(rows))
+
+
+def _jitter(stage: LoadStage) -> float | None:
+    """How much longer the longest gaps between tokens are than the usual one; None where the usual one is 0."""
+    usual, longest = stage.itl_s.get("p50"), stage.itl_s.get("p99")
+    return longest / usual if usual and longest is not None else None
 
 
 def _percentile_row(metric: str, percentile: str, stages: tuple[LoadStage, ...], t: LoadLanguage) -> Row:

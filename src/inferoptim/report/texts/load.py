@@ -46,6 +46,7 @@ _BOTH: dict[str, tuple[str, str]] = {
     "load.goodput": ("Goodput, requests/s", "Goodput, requêtes/s"),
     "load.attainment": ("Met every objective", "Objectifs tous tenus"),
     "load.attainment_late": ("… of the second half", "… de la seconde moitié"),
+    "load.jitter": ("ITL jitter, P99 / P50", "Gigue d'ITL, P99 / P50"),
     "load.prompt_tokens": ("Prompt tokens, median", "Tokens d'entrée, médiane"),
     "load.output_tokens": ("Output tokens, median", "Tokens de sortie, médiane"),
     "load.cached": ("Prompt tokens from the prefix cache", "Tokens d'entrée venus du cache de préfixes"),
