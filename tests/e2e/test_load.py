@@ -204,7 +204,8 @@ def test_a_replay_keeps_the_times_the_lengths_and_the_shared_prefixes(server, ti
     assert all(len(r.token_times_s) == r.output_tokens for r in records)
 
 
-def test_ctrl_c_keeps_what_had_ended_and_says_so(null_url, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_keeps_what_had_ended_and_says_so(null_url, tmp_path, number):
     out = tmp_path / "run"
     command = [
         sys.executable,
@@ -226,7 +227,7 @@ def test_ctrl_c_keeps_what_had_ended_and_says_so(null_url, tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     process.communicate(timeout=60)
     assert process.returncode == 130
     summary, records = _results(out)

@@ -365,22 +365,27 @@ def _too_many_misses(allowed: float) -> Hopeless:
 
 @contextmanager
 def _interrupt(stop: asyncio.Event) -> Iterator[None]:
-    """The first Ctrl-C stops sending and keeps what came; the second one is the usual."""
+    """The first Ctrl-C or SIGTERM stops sending and keeps what came; the second one is the usual."""
     loop = asyncio.get_running_loop()
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
 
     def first() -> None:
         stop.set()
-        loop.remove_signal_handler(signal.SIGINT)
+        for number in numbers:
+            loop.remove_signal_handler(number)
 
     try:
-        loop.add_signal_handler(signal.SIGINT, first)
+        for number in numbers:
+            loop.add_signal_handler(number, first)
     except (NotImplementedError, RuntimeError, ValueError):  # not the main thread
         yield
         return
     try:
         yield
     finally:
-        loop.remove_signal_handler(signal.SIGINT)
+        for number in numbers:
+            loop.remove_signal_handler(number)
 
 
 def _append(path: Path, records: Sequence[LoadRequestRecord]) -> None:
