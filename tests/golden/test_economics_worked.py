@@ -12,7 +12,7 @@ from inferoptim.economics.business import break_even, cash_flow
 from inferoptim.economics.cost import Serving, cost_per_million, split_gpu_time, token_cost
 from inferoptim.economics.demand import demand_cost_per_million, provision
 from inferoptim.economics.gpu_hour import OwnedNode, Rental, capital_per_year, owned_gpu_hour, rented_gpu_hour
-from inferoptim.economics.tco import total_cost
+from inferoptim.economics.tco import compare_offers, total_cost
 
 
 def test_owned_gpu_hour_straight_line_by_hand():
@@ -160,6 +160,12 @@ def test_break_even_never_where_a_full_node_costs_more_than_the_api():
     meets = break_even(100.0, 99.0, 1.0)
     assert math.isnan(meets.first)
     assert math.isnan(meets.always)
+
+
+def test_offers_of_different_node_sizes_are_compared_by_the_gpu():
+    # 8 × 2 = 16 a node against one GPU at 3: +50 % a GPU, whatever a node is.
+    eight, one = compare_offers([("eight", 2.0, 8), ("one", 3.0, 1)], hours=100)
+    assert (eight.per_year, one.per_year, eight.gap, one.gap) == pytest.approx((1600, 300, 0, 0.5))
 
 
 def test_total_cost_by_hand():

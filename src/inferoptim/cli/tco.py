@@ -87,7 +87,7 @@ def tco(
     rows = compare_offers([(name, price.total, size) for name, price, size in hourly], hours=hours)
     table = Table(
         f"One node, {hours:,.0f} h a year, {money}",
-        ["offer", "mode", "per GPU·h", "per node·h", "per year", "against the first", "seen"],
+        ["offer", "mode", "per GPU·h", "per node·h", "per year", "per GPU, against the first", "seen"],
         [
             [
                 r.label,
@@ -118,6 +118,10 @@ def tco(
         [[h["offer"], h["total"], h["present_value"], h["years"][-1]["gpus"]] for h in horizon],
     )
     tables = [table, over]
+    for (name, price, _), item in zip(hourly, offers, strict=True):
+        if item.is_purchase_of_hardware:
+            lines = [[t.name, t.per_gpu_hour, t.basis] for t in price.terms]
+            tables.append(Table(f"One GPU hour of {name}, {money}", ["term", "per GPU-hour", "basis"], lines))
     notes = [warning for item in offers if (warning := catalogue.warning(item))]
     notes += [f"{item.id}: {item.note}" for item in offers if item.note]
     if any(h > 0 for h in (power, hosting, staff, support)) and not any(

@@ -18,7 +18,7 @@ class OfferRow:
     per_gpu_hour: float
     per_node_hour: float
     per_year: float  # one node, `hours` a year
-    gap: float  # per_year / reference - 1
+    gap: float  # per GPU, against the reference: nodes may differ in size
 
 
 def compare_offers(
@@ -31,10 +31,11 @@ def compare_offers(
     if not offers:
         raise ConfigError("nothing to compare: name at least one offer")
     rows = []
-    base = offers[reference][1] * offers[reference][2] * positive("hours a year", hours)
+    positive("hours a year", hours)
+    base = offers[reference][1]
     for label, per_gpu, gpus in offers:
         node = positive(f"price of {label}", per_gpu) * whole(f"GPUs per node of {label}", gpus)
-        rows.append(OfferRow(label, per_gpu, node, node * hours, node * hours / base - 1.0))
+        rows.append(OfferRow(label, per_gpu, node, node * hours, per_gpu / base - 1.0))
     return tuple(rows)
 
 
