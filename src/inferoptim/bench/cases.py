@@ -8,8 +8,11 @@ from itertools import pairwise
 
 from inferoptim.bench import workload
 from inferoptim.bench.plan import BenchPlan, WorkloadPlan
-from inferoptim.bench.traffic import TokenizerLike, Workload
+from inferoptim.bench.traffic import TokenizerLike, Workload, WorkloadRequest
 from inferoptim.config import SamplingParams
+from inferoptim.errors import ConfigError
+from inferoptim.records.synthetic_text import SyntheticText
+from inferoptim.records.workload_file import load_workload
 from inferoptim.targets.base import TargetRequest
 
 
@@ -54,13 +57,23 @@ def build_cases(plan: BenchPlan, tokenizer: TokenizerLike, context: int) -> list
     Raises:
         ConfigError: a workload that cannot be made (text too short, bad file, too long for the context).
     """
-    cases = []
+    cases: list[Case] = []
     for part in plan.workloads:
+        limit, most = min(context, plan.max_model_len or context), max(part.concurrency)
+        largest = _case(most, _workload(part, most, tokenizer, plan.seed, limit), tokenizer)
+        if largest.open_loop:  # arrivals decide how many run at once: one case, with room for the most
+            cases.append(largest)
+            continue
         for concurrency in part.concurrency:
-            made = _workload(
-                part, concurrency, tokenizer, plan.seed, min(context, plan.max_model_len or context)
-            )
-            cases.append(_case(part, concurrency, made, tokenizer))
+            if concurrency == most:
+                cases.append(largest)
+            else:
+                made = _workload(part, concurrency, tokenizer, plan.seed, limit)
+                cases.append(_case(concurrency, made, tokenizer))
+    names = [case.name for case in cases]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise ConfigError(f"workloads: two of them are called {twice}; rename one of the files")
     return cases
 
 
@@ -68,11 +81,16 @@ def _workload(
     part: WorkloadPlan, concurrency: int, tokenizer: TokenizerLike, seed: int, context: int
 ) -> Workload:
     per_slot = part.requests_per_slot or (3 if part.name == "chat" else 1)
+    wanted = None if part.file and not part.requests_per_slot else concurrency * per_slot
+    if part.name == "replay":
+        made = _replayed(str(part.file), tokenizer, wanted)
+        made.check_fits(context)
+        return made
     synthetic = part.synthetic_lengths is not None
     return workload.build(
         part.file or part.name,
         tokenizer,
-        num_requests=None if part.file and not part.requests_per_slot else concurrency * per_slot,
+        num_requests=wanted,
         seed=seed,
         input_tokens=None if synthetic else part.prompt_tokens,
         output_tokens=None if synthetic else part.output_tokens,
@@ -80,7 +98,29 @@ def _workload(
     )
 
 
-def _case(part: WorkloadPlan, concurrency: int, made: Workload, tokenizer: TokenizerLike) -> Case:
+def _replayed(name: str, tokenizer: TokenizerLike, count: int | None) -> Workload:
+    """The first `count` requests of a workload file (None: all), as exact tokens."""
+    stored = load_workload(name)
+    text = SyntheticText(tokenizer)
+    is_open = stored.header.arrivals == "open"
+    requests = tuple(
+        WorkloadRequest(
+            text.prompt(stored, i).token_ids,
+            request.output_tokens,
+            arrival_s=request.arrival_s if is_open else None,
+            tag="replay",
+            source=f"{name}, request {i + 1}",
+        )
+        for i, request in enumerate(stored.requests[:count])
+    )
+    notes = ()
+    if count is not None and count < len(stored.requests):
+        notes = (f"{stored.header.name}: the first {count} of {len(stored.requests)} requests were used",)
+    fingerprint = f"{stored.fingerprint}/{len(requests)}"
+    return Workload(stored.header.name, fingerprint, requests, notes)
+
+
+def _case(concurrency: int, made: Workload, tokenizer: TokenizerLike) -> Case:
     requests = tuple(
         TargetRequest(
             request_id=f"r{number}",
@@ -92,7 +132,7 @@ def _case(part: WorkloadPlan, concurrency: int, made: Workload, tokenizer: Token
         for number, request in enumerate(made.requests)
     )
     return Case(
-        name=f"{part.name}@{concurrency}",
+        name=f"{made.name}@{concurrency}",
         concurrency=concurrency,
         open_loop=any(r.arrival_s is not None for r in made.requests),
         requests=requests,

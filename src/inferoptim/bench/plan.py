@@ -15,6 +15,8 @@ from inferoptim.errors import ConfigError
 Design = Literal["ladder", "one-at-a-time", "leave-one-out", "full"]
 TargetName = Literal["transformers", "engine"]
 
+WORKLOADS = ("guide", "chat", "summarise", "prompts", "replay")
+FROM_FILE = ("prompts", "replay")
 _SYNTHETIC = re.compile(r"synthetic:(\d+)/(\d+)")
 RESERVED_ENGINE_FIELDS = frozenset(
     {"model", "device", "max_model_len", "kv_budget_bytes", "num_threads", "max_num_seqs"}
@@ -30,32 +32,41 @@ class PlanPart(BaseModel):
 class WorkloadPlan(PlanPart):
     """One traffic, at one or several levels of concurrency."""
 
-    name: str = Field("guide", description="guide | chat | synthetic:IN/OUT | prompts (with `file`).")
-    file: str | None = Field(None, description="Prompts of your own: .txt (one a line) or .jsonl.")
+    name: str = Field(
+        "guide", description="guide | chat | summarise | synthetic:IN/OUT | prompts or replay (with `file`)."
+    )
+    file: str | None = Field(
+        None,
+        description="prompts: .txt (one a line) or .jsonl. replay: a workload file, or a ready workload's name.",
+    )
     concurrency: tuple[int, ...] = Field((1, 32), min_length=1, description="Requests in flight at any time.")
     requests_per_slot: int | None = Field(
         None,
         ge=1,
-        description="Requests of a run = concurrency × this. Default: 1; chat 3, so that slots are refilled.",
+        description="Requests of a run = concurrency × this. Default: 1; chat 3, so that slots are refilled; all of a file.",
     )
     prompt_tokens: int | None = Field(None, ge=8, description="guide: prompt length aimed at (default 100).")
     output_tokens: int | None = Field(
         None,
         ge=1,
-        description="Tokens produced per request. Default: 200 (guide), 16…256 drawn (chat), 128 (prompts).",
+        description="Tokens produced per request. Default: 200 guide, 16…256 drawn chat, 128 summarise and prompts.",
     )
 
     @model_validator(mode="after")
     def _known(self) -> WorkloadPlan:
         synthetic = _SYNTHETIC.fullmatch(self.name)
-        if self.name not in ("guide", "chat", "prompts") and not synthetic:
-            raise ValueError(f"unknown workload {self.name!r}: use guide, chat, prompts or synthetic:IN/OUT")
+        if self.name not in WORKLOADS and not synthetic:
+            raise ValueError(
+                f"unknown workload {self.name!r}: use {', '.join(WORKLOADS)} or synthetic:IN/OUT"
+            )
         if synthetic and (int(synthetic[1]) < 1 or int(synthetic[2]) < 1):
             raise ValueError(f"{self.name}: both lengths must be at least 1")
-        if (self.name == "prompts") != (self.file is not None):
-            raise ValueError("workload 'prompts' and `file` go together")
+        if (self.name in FROM_FILE) != (self.file is not None):
+            raise ValueError("workloads 'prompts' and 'replay' go together with `file`")
         if synthetic and (self.prompt_tokens or self.output_tokens):
             raise ValueError("synthetic:IN/OUT already states its lengths")
+        if self.name == "replay" and self.output_tokens:
+            raise ValueError("a workload file states its own lengths: output_tokens does not apply")
         if self.prompt_tokens is not None and self.name != "guide":
             raise ValueError("prompt_tokens applies to the guide workload alone")
         if any(c < 1 for c in self.concurrency) or len(set(self.concurrency)) != len(self.concurrency):
@@ -200,7 +211,7 @@ class BenchPlan(PlanPart):
             raise ValueError(f"max_runs ({self.max_runs}) is below runs ({self.runs})")
         if len({e.name for e in self.endpoints}) != len(self.endpoints):
             raise ValueError("two endpoints have the same name")
-        names = [f"{w.name}@{c}" for w in self.workloads for c in w.concurrency]
+        names = [f"{w.file or w.name}@{c}" for w in self.workloads for c in w.concurrency]
         if len(set(names)) != len(names):
             raise ValueError("two workloads have the same name and concurrency")
         if "engine" not in self.targets and self.design != "ladder":
@@ -225,10 +236,10 @@ QUICK: dict[str, Any] = {
     "warmups": 1,
     "warmup_output_tokens": 4,
     "sequential_max_requests": 1,
-    "workloads": [{"name": "guide", "concurrency": [1, 32], "output_tokens": 64}],
-    "quality": {"tokens_per_language": 512, "identity_prompts": 4, "identity_tokens": 32},
+    "workloads": [{"name": "guide", "concurrency": [1, 32], "output_tokens": 48}],
+    "quality": {"tokens_per_language": 384, "identity_prompts": 3, "identity_tokens": 24},
 }
-"""What --quick sets; any flag or plan field given wins. Shorter answers (64 tokens, not 200), the same for all.
+"""What --quick sets; any flag or plan field given wins. Shorter answers (48 tokens, not 200), the same for all.
 
 Every configuration gets its two runs of each case; more follow, in rounds, until 220 s after the start.
 """
@@ -270,7 +281,9 @@ def load_plan(path: Path, overrides: dict[str, Any] | None = None, *, quick: boo
 
 
 def _relative_file(workload: Any, folder: Path) -> Any:
-    """A prompts file named in a plan is looked up beside the plan."""
+    """A file named in a plan is looked up beside the plan."""
     if isinstance(workload, dict) and isinstance(workload.get("file"), str):
+        if workload.get("name") == "replay" and not (folder / workload["file"]).exists():
+            return workload  # a ready workload's name
         return {**workload, "file": str((folder / workload["file"]).resolve())}
     return workload

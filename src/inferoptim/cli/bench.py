@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from inferoptim.bench.plan import BenchPlan
     from inferoptim.records.schema import Summary
 
+TAKES_LENGTH = ("guide", "chat", "summarise", "prompts")
 WHAT = "What to measure"
 HOW = "How long"
 WHERE = "Where it goes"
@@ -32,14 +34,14 @@ def bench(
     quick: Annotated[
         bool,
         typer.Option(
-            "--quick", help="Minutes instead of hours: answers of 64 tokens, fewer runs.", rich_help_panel=HOW
+            "--quick", help="Minutes instead of hours: answers of 48 tokens, fewer runs.", rich_help_panel=HOW
         ),
     ] = False,
     workload: Annotated[
         list[str] | None,
         typer.Option(
             "--workload",
-            help="guide, chat, synthetic:IN/OUT, a ready workload or a workload file; repeat for several.",
+            help="guide, chat, summarise, synthetic:IN/OUT, rag or a workload file; repeat for several.",
             rich_help_panel=WHAT,
         ),
     ] = None,
@@ -199,6 +201,7 @@ def _run(
     from inferoptim.report.write_report import check_language
 
     language = check_language(lang)
+    signal.signal(signal.SIGTERM, _interrupt)  # `kill` and `timeout` mean what Ctrl-C means
     with download_progress() as show:
         files = resolve_model(plan.model, progress=show)
     with BenchProgress() as progress:
@@ -226,6 +229,10 @@ def _run(
         return
     print_summary(summary)
     typer.echo(f"report: {folder / 'report.html'}")
+
+
+def _interrupt(_signal: int, _frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def print_summary(summary: Summary) -> None:
@@ -272,6 +279,10 @@ def _plan(
 
     base: dict[str, Any] = dict(QUICK) if quick else {}
     if workload or prompts or concurrency or output_tokens:
+        if output_tokens is not None and any(
+            _workload(n, {})["name"] not in TAKES_LENGTH for n in workload or ()
+        ):
+            raise ConfigError("--output-tokens: this workload states its own lengths")
         if path is not None:
             raise ConfigError(
                 "--workload, --prompts, --concurrency and --output-tokens go into the plan's workloads"
@@ -295,10 +306,15 @@ def _plan(
 
 def _workload(name: str, template: dict[str, Any]) -> dict[str, Any]:
     """A workload's plan entry; what states its own lengths takes none."""
+    from inferoptim.bench.plan import WORKLOADS
+
     fields = dict(template)
-    if name.startswith("synthetic:"):
-        fields.pop("output_tokens", None)
-    return {**fields, "name": name}
+    if name in WORKLOADS:
+        return {**fields, "name": name}
+    fields.pop("output_tokens", None)
+    if name.startswith("synthetic"):
+        return {**fields, "name": name}
+    return {**fields, "name": "replay", "file": name}
 
 
 def _stored_plan(folder: Path, priced: dict[str, Any]) -> BenchPlan:
