@@ -20,6 +20,9 @@ def protocol_rows(facts: Facts, language: Language) -> list[Pair]:
         for name in ("design", "seed")
         if facts.run.folder.plan.get(name) is not None
     ]
+    schedule = facts.run.summary.protocol.get("schedule")
+    if schedule in ("interleaved", "blocks"):
+        rows.append((language("protocol.schedule"), language(f"schedule.{schedule}")))
     if facts.run.folder.runs:
         rows.append((language("protocol.runs"), language.integer(len(measured))))
         rows.append((language("protocol.warmups"), language.integer(warmups)))

@@ -222,6 +222,8 @@ def _room(facts: Facts, language: Language) -> list[str]:
 def computed_warnings(facts: Facts, language: Language) -> list[str]:
     """What the report itself finds doubtful in the records."""
     found = []
+    if facts.run.summary.protocol.get("interrupted"):
+        found.append(language("warning.interrupted"))
     for case in facts.cases:
         wide = [r for r in case.rungs if _half_width(case.metrics[r.id].output_tokens_per_s) > 0.10]
         if wide:

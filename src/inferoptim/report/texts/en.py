@@ -84,6 +84,7 @@ TEXTS: dict[str, str] = {
     ),
     "next.price": "No price was stated: give the price of an hour of this machine to turn rates into cost.",
     # warnings
+    "warning.interrupted": "This run was interrupted: what stands here was measured before. `--resume` goes on with it.",
     "warning.wide": "{where}: the interval is wider than ± 10% for {names}; small differences there mean nothing.",
     "warning.no_interval": "{where}: no interval for {names} (one run, or none stated); they are not ranked.",
     "warning.beyond": "{where}: {names} above 100% of possible: the measured ceiling is too low; measure it again before quoting it.",
@@ -269,6 +270,9 @@ TEXTS: dict[str, str] = {
     "define.index": "cost of a million output tokens, baseline = 100.",
     "protocol.design": "Design",
     "protocol.seed": "Seed of the order",
+    "protocol.schedule": "Order of the runs",
+    "schedule.interleaved": "interleaved at random, every configuration loaded in a process of its own",
+    "schedule.blocks": "one configuration after another (memory does not hold them all at once)",
     "protocol.runs": "Measured runs",
     "protocol.warmups": "Warm-up runs, dropped",
     "protocol.requests": "Requests in measured runs",

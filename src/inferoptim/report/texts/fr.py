@@ -94,6 +94,7 @@ _PLAIN: dict[str, str] = {
     ),
     "next.price": "Aucun prix n’a été donné : indiquer le prix d’une heure de cette machine pour passer du débit au coût.",
     # warnings
+    "warning.interrupted": "Cette mesure a été interrompue : ce qui figure ici l’a été avant. `--resume` la poursuit.",
     "warning.wide": "{where} : l’intervalle dépasse ± 10 % pour {names} ; les petits écarts n’y veulent rien dire.",
     "warning.no_interval": "{where} : pas d’intervalle pour {names} (une seule exécution, ou aucun) ; pas de classement.",
     "warning.beyond": "{where} : {names} au-delà de 100 % du possible : le plafond mesuré est trop bas ; le remesurer avant de le citer.",
@@ -282,6 +283,9 @@ _PLAIN: dict[str, str] = {
     "define.index": "coût d’un million de tokens produits, référence = 100.",
     "protocol.design": "Plan d’expérience",
     "protocol.seed": "Graine de l’ordre",
+    "protocol.schedule": "Ordre des exécutions",
+    "schedule.interleaved": "entrelacé au hasard, chaque configuration chargée dans son propre processus",
+    "schedule.blocks": "une configuration après l’autre (la mémoire ne les contient pas toutes à la fois)",
     "protocol.runs": "Exécutions mesurées",
     "protocol.warmups": "Tours de chauffe, écartés",
     "protocol.requests": "Requêtes des exécutions mesurées",
