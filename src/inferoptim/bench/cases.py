@@ -113,7 +113,7 @@ def _replayed(name: str, tokenizer: TokenizerLike, count: int | None) -> Workloa
         )
         for i, request in enumerate(stored.requests[:count])
     )
-    notes = ()
+    notes: tuple[str, ...] = ()
     if count is not None and count < len(stored.requests):
         notes = (f"{stored.header.name}: the first {count} of {len(stored.requests)} requests were used",)
     fingerprint = f"{stored.fingerprint}/{len(requests)}"

@@ -20,7 +20,7 @@ from inferoptim.records.schema import (
     RunRecord,
     TelemetrySample,
 )
-from inferoptim.report.language import finite
+from inferoptim.report.language import Language, clean, finite
 from inferoptim.report.load import Records
 
 Effect = Literal["gain", "loss", "undecided", "failed", "not_measured"]
@@ -123,6 +123,16 @@ class Facts:
         for case in self.cases:
             grouped[case.family].append(case)
         return {name: tuple(cases) for name, cases in grouped.items()}
+
+
+def rung_label(rung: Rung, language: Language) -> str:
+    """A configuration's name in the report's language; the recorded one where the catalogue has none."""
+    config = rung.config
+    if language.has(f"config.{config.config_id}"):
+        return language(f"config.{config.config_id}")
+    if config.config_id == f"+{config.added_lever}" and language.has(f"lever.{config.added_lever}"):
+        return f"+ {language(f'lever.{config.added_lever}')}"
+    return clean(config.label)
 
 
 def read_facts(run: Records) -> Facts:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from inferoptim.records.schema import Interval, RequestRecord
-from inferoptim.report.facts import Case, Facts, Rung, bounded, usable
+from inferoptim.report.facts import Case, Facts, Rung, bounded, rung_label, usable
 from inferoptim.report.kv import KvSeries
 from inferoptim.report.language import Language, finite
 from inferoptim.report.svg import Canvas, Point, Scale, draw_axes, text_width
@@ -82,7 +82,7 @@ def cost_waterfall(name: str, facts: Facts, case: Case, language: Language) -> M
         return None
     bars = []
     for rung in facts.rungs:
-        label = f"{rung.number} {rung.config.label}"
+        label = f"{rung.number} {rung_label(rung, language)}"
         index = indices.get(rung.id)
         if index is None:
             note = language(f"status.{rung.status}") if not rung.has_speed else language("not_measured")
@@ -132,7 +132,7 @@ def ceiling_bars(name: str, facts: Facts, case: Case, language: Language) -> Mar
         css = "base" if rung is facts.baseline else "main"
         bars.append(
             Bar(
-                f"{rung.number} {rung.config.label}",
+                f"{rung.number} {rung_label(rung, language)}",
                 ((0, min(share, 1), css),),
                 None,
                 (language.percent(share),),
@@ -250,7 +250,9 @@ def kv_memory(name: str, pair: Sequence[KvSeries], language: Language) -> Markup
         left = 64 + column * (width + gap)
         x = Scale(0, max(seconds) or 1.0, left, left + width)
         y = Scale(0, (max(tokens) or 1) * 1.06, bottom, top)
-        canvas.text(left, top - 30, f"{series.rung.number} {series.rung.config.label}", "label", width=width)
+        canvas.text(
+            left, top - 30, f"{series.rung.number} {rung_label(series.rung, language)}", "label", width=width
+        )
         draw_axes(canvas, language, x, y, language("axis.run_time"), language("axis.kv_tokens"))
         for values, css in ((series.reserved, "held"), (series.used, "live")):
             stairs: list[Point] = [(x(series.times[0]), bottom)]
@@ -329,7 +331,7 @@ def _curve_legend(canvas: Canvas, language: Language, shown: dict[str, tuple[Run
         if css not in shown:
             continue
         rung = shown[css][0]
-        text = language("legend.others") if css == "other" else f"{rung.number} {rung.config.label}"
+        text = language("legend.others") if css == "other" else f"{rung.number} {rung_label(rung, language)}"
         canvas.line(step, y, step + 18, y, f"curve {css}")
         canvas.text(step + 24, y + 4, text, "tick", width=260)
         step += min(text_width(text), 260) + 52

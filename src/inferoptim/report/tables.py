@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from inferoptim.records.schema import Interval, MetricSummary, QualityRecord
-from inferoptim.report.facts import Case, Facts, Rung, is_wide, ratio_effect, usable
+from inferoptim.report.facts import Case, Facts, Rung, is_wide, ratio_effect, rung_label, usable
 from inferoptim.report.kv import KvSeries
 from inferoptim.report.language import Cell, Language, clean, finite
 
@@ -62,7 +62,7 @@ def headline(facts: Facts, language: Language) -> Table:
             rows.append(Row(case_title(case, language), note=language("no_valid_measurement")))
             continue
         base = case.metrics.get(facts.baseline.id) if facts.baseline else None
-        name = clean(case.fastest.config.label) + (f" {language('tied_mark')}" if case.tied else "")
+        name = rung_label(case.fastest, language) + (f" {language('tied_mark')}" if case.tied else "")
         rows.append(
             Row(
                 case_title(case, language),
@@ -86,7 +86,7 @@ def effects(facts: Facts, language: Language) -> Table | None:
         return None
     rows = []
     for effect in facts.effects:
-        name = clean(effect.rung.config.label)
+        name = rung_label(effect.rung, language)
         if not effect.rung.has_speed:
             rows.append(_failed_row(effect.rung, language))
             continue
@@ -97,7 +97,7 @@ def effects(facts: Facts, language: Language) -> Table | None:
             word = language(f"effect.{kind}")
             cells.append(Cell(f"{cell.value} {word}" if cell else "", cell.interval, _TONES.get(kind, "")))
         below = (
-            clean(effect.previous.config.label)
+            rung_label(effect.previous, language)
             if effect.previous
             else clean(effect.rung.config.previous or "")
         )
@@ -130,7 +130,7 @@ def ladder(facts: Facts, case: Case, language: Language) -> Table:
                 language.percent_cell(metric.share_of_possible),
                 mark,
             )
-        rows.append(Row(clean(rung.config.label), cells, rung.number))
+        rows.append(Row(rung_label(rung, language), cells, rung.number))
     columns = ("rate", "ttft_p50", "tpot_p50", "vs_previous", "vs_baseline", "cost_index", "share", "quality")
     table = _table("ladder", "configuration", columns, rows, language)
     return Table(case_title(case, language), table.heading, table.columns, table.rows)
@@ -139,7 +139,7 @@ def ladder(facts: Facts, case: Case, language: Language) -> Table:
 def unmeasured(facts: Facts, language: Language) -> Table:
     """The configurations of a run in which no workload was measured, each with its reason."""
     rows = [
-        Row(clean(r.config.label), number=r.number, note=language("not_measured"))
+        Row(rung_label(r, language), number=r.number, note=language("not_measured"))
         if r.has_speed
         else _failed_row(r, language)
         for r in facts.rungs
@@ -161,7 +161,7 @@ def tails(facts: Facts, case: Case, language: Language) -> Table | None:
         return None
     rows = [
         Row(
-            clean(rung.config.label),
+            rung_label(rung, language),
             tuple(language.time_cell(usable(getattr(case.metrics[rung.id], g).get(p))) for g, p in wanted),
             rung.number,
         )
@@ -181,7 +181,7 @@ def ceiling(facts: Facts, case: Case, language: Language) -> Table | None:
                 language.time_cell(m.floor_s),
                 *(language.percent_cell(v) for v in (m.share_of_possible, m.mbu, m.mfu)),
             )
-            rows.append(Row(clean(rung.config.label), cells, rung.number))
+            rows.append(Row(rung_label(rung, language), cells, rung.number))
     if not rows:
         return None
     table = _table("ceiling", "configuration", ("floor", "share", "mbu", "mfu"), rows, language)
@@ -211,7 +211,7 @@ def distribution(facts: Facts, language: Language) -> Table | None:
                     threshold,
                     verdict,
                 )
-                rows.append(Row(clean(rung.config.label), cells, rung.number))
+                rows.append(Row(rung_label(rung, language), cells, rung.number))
     if not rows:
         return None
     heads = (
@@ -242,7 +242,7 @@ def identity(facts: Facts, language: Language) -> Table | None:
                 Cell(_verdict(record, language), "", "good" if record.passed else "bad"),
                 Cell(clean(record.detail) or " "),
             )
-            rows.append(Row(clean(rung.config.label), cells, rung.number))
+            rows.append(Row(rung_label(rung, language), cells, rung.number))
     if not rows:
         return None
     return _table(
@@ -261,7 +261,7 @@ def costs(facts: Facts, language: Language) -> Table | None:
             continue
         metrics = [case.metrics.get(rung.id) for case in facts.cases]
         rows.append(
-            Row(clean(rung.config.label), tuple(_money(m, facts, language) for m in metrics), rung.number)
+            Row(rung_label(rung, language), tuple(_money(m, facts, language) for m in metrics), rung.number)
         )
     heads = tuple(clean(c.name) for c in facts.cases)
     return Table(language("caption.costs"), language("column.configuration"), heads, tuple(rows))
@@ -309,7 +309,7 @@ def kv_sharing(pairs: Sequence[tuple[Case, Sequence[KvSeries]]], language: Langu
     """Of the KV memory held, the share that was live, and the most held at once."""
     rows = [
         Row(
-            f"{clean(case.name)} · {clean(s.rung.config.label)}",
+            f"{clean(case.name)} · {rung_label(s.rung, language)}",
             (
                 language.percent_cell(s.live_share),
                 Cell(language.integer(max(s.reserved))),
@@ -339,7 +339,7 @@ def _failed_row(rung: Rung, language: Language) -> Row:
     reason = clean(rung.reason)
     words = language(f"status.{rung.status}")
     return Row(
-        clean(rung.config.label),
+        rung_label(rung, language),
         number=rung.number,
         note=f"{words}: {reason}" if reason else words,
         tone="bad",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from inferoptim.records.schema import Interval, MetricSummary
-from inferoptim.report.facts import Case, Effects, Facts, Rung, bounded, ratio_effect, usable
+from inferoptim.report.facts import Case, Effects, Facts, Rung, bounded, ratio_effect, rung_label, usable
 from inferoptim.report.language import Cell, Language, clean, finite
 
 SHORT_REASON = 120  # characters of an error quoted in the verdict; the ladder has it whole
@@ -13,9 +13,10 @@ SHORT_REASON = 120  # characters of an error quoted in the verdict; the ladder h
 
 @dataclass(frozen=True)
 class Verdict:
-    """Sentences of one paragraph, and next steps, each a sentence."""
+    """Sentences of one paragraph; what each lever did, a sentence a kind; and next steps, each a sentence."""
 
     sentences: tuple[str, ...]
+    findings: tuple[str, ...]
     next_steps: tuple[str, ...]
 
     @property
@@ -29,11 +30,11 @@ def verdict(facts: Facts, language: Language) -> Verdict:
     sentences += [_of_case(facts, case, language) for case in facts.cases]
     if not any(case.fastest for case in facts.cases):
         sentences.append(language("verdict.nothing"))
-    sentences += _of_levers(facts, language)
+    findings = _of_levers(facts, language)
     if facts.failed:
         names = language.join(_with_reason(r, language) for r in facts.failed)
-        sentences.append(language("verdict.failed", names=names))
-    return Verdict(tuple(sentences), tuple(_next_steps(facts, language)))
+        findings.append(language("verdict.failed", names=names))
+    return Verdict(tuple(sentences), tuple(findings), tuple(_next_steps(facts, language)))
 
 
 def _subject(facts: Facts, language: Language) -> str:
@@ -59,7 +60,7 @@ def _of_case(facts: Facts, case: Case, language: Language) -> str:
     metric = case.metrics[best.id]
     values = {
         "where": where,
-        "name": clean(best.config.label),
+        "name": rung_label(best, language),
         "rate": with_interval(language.unit_cell(metric.output_tokens_per_s)),
         "against": _against(facts, case, metric, language),
         "cost": _cost(facts, metric, language),
@@ -72,7 +73,7 @@ def _of_case(facts: Facts, case: Case, language: Language) -> str:
     if bounded(metric.output_tokens_per_s) is None:
         return language("verdict.case_one_run", **values)
     if case.tied:
-        others = language.join(clean(r.config.label) for r in case.tied)
+        others = language.join(rung_label(r, language) for r in case.tied)
         return language("verdict.case_tied", others=others, **values)
     return language("verdict.case_fastest", **values)
 
@@ -92,7 +93,7 @@ def _against(facts: Facts, case: Case, metric: MetricSummary, language: Language
     if effect == "not_measured" or ratio is None:
         return ""
     key = "verdict.against" if effect != "undecided" else "verdict.against_undecided"
-    name = clean(facts.baseline.config.label)
+    name = rung_label(facts.baseline, language)
     return language(key, ratio=with_interval(language.times_cell(ratio)), baseline=name)
 
 
@@ -141,7 +142,7 @@ def lever_name(rung: Rung, language: Language) -> str:
     return (
         known_lever(rung.config.added_lever, language)
         if rung.config.added_lever
-        else clean(rung.config.label)
+        else rung_label(rung, language)
     )
 
 
@@ -159,7 +160,7 @@ def _with_reason(rung: Rung, language: Language) -> str:
     reason = clean(rung.reason) or language(f"status.{rung.status}")
     if len(reason) > SHORT_REASON:
         reason = reason[: SHORT_REASON - 1].rstrip() + "…"
-    return f"{clean(rung.config.label)} ({reason})"
+    return f"{rung_label(rung, language)} ({reason})"
 
 
 def _next_steps(facts: Facts, language: Language) -> list[str]:
@@ -167,10 +168,10 @@ def _next_steps(facts: Facts, language: Language) -> list[str]:
     for rung, cases in _winners(facts):
         where = language.join(clean(c.name) for c in cases)
         key = "next.use" if len(cases) < len(facts.cases) else "next.use_everywhere"
-        steps.append(language(key, name=clean(rung.config.label), where=where))
+        steps.append(language(key, name=rung_label(rung, language), where=where))
     for case in facts.cases:
         if case.tied and case.fastest:
-            names = language.join(clean(r.config.label) for r in (case.fastest, *case.tied))
+            names = language.join(rung_label(r, language) for r in (case.fastest, *case.tied))
             steps.append(language("next.tied", where=clean(case.name), names=names))
     if any(kind == "undecided" for e in facts.effects for kind, _ in e.by_case.values()) or any(
         c.tied for c in facts.cases
@@ -178,7 +179,7 @@ def _next_steps(facts: Facts, language: Language) -> list[str]:
         steps.append(language("next.measure_longer"))
     broke = [r for r in facts.rungs if r.status == "failed_quality"]
     if broke:
-        steps.append(language("next.quality", names=language.join(clean(r.config.label) for r in broke)))
+        steps.append(language("next.quality", names=language.join(rung_label(r, language) for r in broke)))
     if any(r.status in ("failed", "not_run") for r in facts.rungs):
         steps.append(language("next.resume"))
     steps += _room(facts, language)
@@ -228,19 +229,19 @@ def computed_warnings(facts: Facts, language: Language) -> list[str]:
         wide = [r for r in case.rungs if _half_width(case.metrics[r.id].output_tokens_per_s) > 0.10]
         if wide:
             names = language.join(
-                f"{clean(r.config.label)} (± {language.percent(_half_width(case.metrics[r.id].output_tokens_per_s), 0)})"
+                f"{rung_label(r, language)} (± {language.percent(_half_width(case.metrics[r.id].output_tokens_per_s), 0)})"
                 for r in wide
             )
             found.append(language("warning.wide", where=clean(case.name), names=names))
         single = [
-            clean(r.config.label)
+            rung_label(r, language)
             for r in case.rungs
             if bounded(case.metrics[r.id].output_tokens_per_s) is None
         ]
         if single:
             found.append(language("warning.no_interval", where=clean(case.name), names=language.join(single)))
         beyond = [
-            clean(r.config.label)
+            rung_label(r, language)
             for r in case.rungs
             if (finite(case.metrics[r.id].share_of_possible) or 0) > 1
         ]
@@ -249,7 +250,7 @@ def computed_warnings(facts: Facts, language: Language) -> list[str]:
     found += [
         language(
             "warning.failed",
-            name=clean(r.config.label),
+            name=rung_label(r, language),
             status=language(f"status.{r.status}"),
             reason=clean(r.reason) or "–",
         )

@@ -80,6 +80,7 @@ def _content(facts: Facts, language: Language) -> dict[str, Any]:
         "verdict": verdict(facts, language),
         "headline": tables.headline(facts, language),
         "effects": tables.effects(facts, language),
+        "is_ladder": facts.run.folder.plan.get("design") == "ladder",
         "ladders": [tables.ladder(facts, c, language) for c in facts.cases],
         "failed_only": tables.unmeasured(facts, language) if not facts.cases else None,
         "tails": _present(tables.tails(facts, c, language) for c in facts.cases),

@@ -104,6 +104,11 @@ TEXTS: dict[str, str] = {
     "caption.cost_apart": "Cost of a million tokens on {workload}, further readings",
     "caption.claims": "Claims of the guide that this run measured something about",
     "caption.attribution": "Points of cost index attributed to each lever",
+    "note.ladder": "Each rung keeps the levers of the rungs above it.",
+    "config.transformers-sequential": "transformers, one request at a time",
+    "config.transformers-static": "transformers, static batch",
+    "config.engine-off": "engine, levers off",
+    "config.engine-all": "engine, all levers",
     "note.intervals": (
         "Under each figure, its interval ({confidence}). ≈: the interval does not exclude “no difference”. "
         "Speed-ups are ratios of output tokens/s on equal work."

@@ -114,6 +114,11 @@ _PLAIN: dict[str, str] = {
     "caption.cost_apart": "Coût du million de tokens sur {workload}, autres lectures",
     "caption.claims": "Affirmations du guide sur lesquelles cette exécution a mesuré quelque chose",
     "caption.attribution": "Points d’indice de coût attribués à chaque levier",
+    "note.ladder": "Chaque échelon garde les leviers des échelons au-dessus de lui.",
+    "config.transformers-sequential": "transformers, une requête à la fois",
+    "config.transformers-static": "transformers, lot statique",
+    "config.engine-off": "moteur, leviers éteints",
+    "config.engine-all": "moteur, tous les leviers",
     "note.intervals": (
         "Sous chaque chiffre, son intervalle ({confidence}). ≈ : l’intervalle n’exclut pas l’absence d’écart. "
         "Les gains sont des rapports de tokens produits/s à travail égal."
