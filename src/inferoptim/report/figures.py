@@ -41,7 +41,10 @@ def bar_figure(
     high: float,
     marks: Sequence[tuple[float, str]],
 ) -> Markup:
-    """Horizontal bars on [0, high] with text columns at the right; `marks` are labelled vertical lines."""
+    """Horizontal bars on [0, high] with text columns at the right; `marks` are labelled vertical lines.
+
+    A bar longer than the axis is cut and marked.
+    """
     label_width = min(max(text_width(b.label) for b in bars) + 8, 230)
     widths = [
         max(text_width(t) for t in (head, *(b.columns[i] for b in bars if b.columns))) + 14
@@ -63,9 +66,13 @@ def bar_figure(
             canvas.text(scale.start, middle + 4, bar.note, "note", width=WIDTH - scale.start)
             continue
         for low, high_end, css in bar.parts:
-            start, end = sorted((scale(low), scale(high_end)))
+            start, end = sorted((scale(min(low, high)), scale(min(high_end, high))))
             canvas.rect(start, middle - 7, max(end - start, 1), 14, css)
-        if bounded(bar.interval) and bar.interval:
+        if any(
+            part[1] > high for part in bar.parts
+        ):  # the bar goes on beyond the axis; its figure says how far
+            canvas.text(scale.end + 12, middle + 4, "≫", "name", "end")
+        elif bounded(bar.interval) and bar.interval:
             low_x, high_x = scale(max(bar.interval.low, 0)), min(scale(bar.interval.high), scale.end)
             canvas.line(low_x, middle, high_x, middle, "whisker")
             canvas.line(low_x, middle - 4, low_x, middle + 4, "whisker")
@@ -107,9 +114,9 @@ def cost_waterfall(name: str, facts: Facts, case: Case, language: Language) -> M
                 (f"{cell.value} ({cell.interval})" if cell.interval else cell.value, change),
             )
         )
-    highest = max(
-        [100.0, *(i.value for i in indices.values()), *(i.high for i in indices.values() if bounded(i))]
-    )
+    # one slow rung (a baseline that serves one request at a time) must not flatten all others
+    after = [i for r, i in indices.items() if not _below_baseline(facts, r)]
+    highest = max([100.0, *(i.value for i in after), *(i.high for i in after if bounded(i))])
     return bar_figure(
         name,
         language("figure.waterfall.title", case=case.name),
@@ -119,6 +126,11 @@ def cost_waterfall(name: str, facts: Facts, case: Case, language: Language) -> M
         highest * 1.02,
         [(100, "100")],
     )
+
+
+def _below_baseline(facts: Facts, config_id: str) -> bool:
+    """Whether the baseline builds on this configuration."""
+    return facts.baseline is not None and facts.baseline.config.previous == config_id
 
 
 def ceiling_bars(name: str, facts: Facts, case: Case, language: Language) -> Markup | None:
