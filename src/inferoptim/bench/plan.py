@@ -232,16 +232,16 @@ QUICK: dict[str, Any] = {
     "runs": 8,
     "min_runs": 2,
     "seconds_per_case": 15.0,
-    "budget_s": 220.0,
+    "budget_s": 255.0,
     "warmups": 1,
     "warmup_output_tokens": 4,
     "sequential_max_requests": 1,
-    "workloads": [{"name": "guide", "concurrency": [1, 32], "output_tokens": 48}],
+    "workloads": [{"name": "guide", "concurrency": [1, 32], "prompt_tokens": 64, "output_tokens": 40}],
     "quality": {"tokens_per_language": 384, "identity_prompts": 3, "identity_tokens": 24},
 }
-"""What --quick sets; any flag or plan field given wins. Shorter answers (48 tokens, not 200), the same for all.
+"""What --quick sets; any flag or plan field given wins. Shorter prompts (64 tokens, not 100) and answers (40, not 200), the same for all.
 
-Every configuration gets its two runs of each case; more follow, in rounds, until 220 s after the start.
+Every configuration gets its two runs of each case; more follow, in rounds, until 255 s after the start.
 """
 
 

@@ -173,6 +173,13 @@ def usable(interval: Interval | None) -> Interval | None:
     return interval
 
 
+def measured_time(interval: Interval | None) -> Interval | None:
+    """`interval`, or None where nothing was measured; a time of 0 (two tokens that came together) is a measurement."""
+    if interval is None or finite(interval.value) is None or interval.value < 0:
+        return None
+    return interval
+
+
 def bounded(interval: Interval | None) -> Interval | None:
     """`interval` where it may rank: at least two runs, and finite bounds in order."""
     if usable(interval) is None or interval is None or interval.n == 1:

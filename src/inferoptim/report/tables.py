@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from inferoptim.records.schema import Interval, MetricSummary, QualityRecord
-from inferoptim.report.facts import Case, Facts, Rung, is_wide, ratio_effect, rung_label, usable
+from inferoptim.report.facts import (
+    Case,
+    Facts,
+    Rung,
+    is_wide,
+    measured_time,
+    ratio_effect,
+    rung_label,
+    usable,
+)
 from inferoptim.report.kv import KvSeries
 from inferoptim.report.language import Cell, Language, clean, finite
 
@@ -151,7 +160,7 @@ def tails(facts: Facts, case: Case, language: Language) -> Table | None:
     """End-to-end, first-token and inter-token percentiles, where the number of runs allows them."""
     wanted: list[tuple[str, str]] = []
     for group in ("e2e_s", "ttft_s", "tpot_s", "itl_s"):
-        present = {p for m in case.metrics.values() for p, i in getattr(m, group).items() if usable(i)}
+        present = {p for m in case.metrics.values() for p, i in getattr(m, group).items() if measured_time(i)}
         wanted += [
             (group, p)
             for p in ("p50", "p95", "p99")
@@ -162,7 +171,9 @@ def tails(facts: Facts, case: Case, language: Language) -> Table | None:
     rows = [
         Row(
             rung_label(rung, language),
-            tuple(language.time_cell(usable(getattr(case.metrics[rung.id], g).get(p))) for g, p in wanted),
+            tuple(
+                language.time_cell(measured_time(getattr(case.metrics[rung.id], g).get(p))) for g, p in wanted
+            ),
             rung.number,
         )
         for rung in case.rungs

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from inferoptim.records.schema import Interval, MetricSummary
 from inferoptim.report.facts import Case, Effects, Facts, Rung, bounded, ratio_effect, rung_label, usable
 from inferoptim.report.language import Cell, Language, clean, finite
 
+MOST_NAMES = 4
 SHORT_REASON = 120  # characters of an error quoted in the verdict; the ladder has it whole
 
 
@@ -73,9 +75,16 @@ def _of_case(facts: Facts, case: Case, language: Language) -> str:
     if bounded(metric.output_tokens_per_s) is None:
         return language("verdict.case_one_run", **values)
     if case.tied:
-        others = language.join(rung_label(r, language) for r in case.tied)
+        others = _names(case.tied, language)
         return language("verdict.case_tied", others=others, **values)
     return language("verdict.case_fastest", **values)
+
+
+def _names(rungs: Sequence[Rung], language: Language) -> str:
+    """The names, or how many there are when a list would say nothing."""
+    if len(rungs) > MOST_NAMES:
+        return language("verdict.many", n=len(rungs))
+    return language.join(rung_label(r, language) for r in rungs)
 
 
 def _where(case: Case, language: Language) -> str:
@@ -171,7 +180,7 @@ def _next_steps(facts: Facts, language: Language) -> list[str]:
         steps.append(language(key, name=rung_label(rung, language), where=where))
     for case in facts.cases:
         if case.tied and case.fastest:
-            names = language.join(rung_label(r, language) for r in (case.fastest, *case.tied))
+            names = _names((case.fastest, *case.tied), language)
             steps.append(language("next.tied", where=clean(case.name), names=names))
     if any(kind == "undecided" for e in facts.effects for kind, _ in e.by_case.values()) or any(
         c.tied for c in facts.cases

@@ -54,6 +54,7 @@ TEXTS: dict[str, str] = {
     ),
     "verdict.case_empty": "{where}, no configuration has a valid measurement.",
     "verdict.nothing": "No speed, index or price can be stated from this run.",
+    "verdict.many": "{n} configurations",
     "verdict.checked": "that passed the quality gate",
     "verdict.unchecked": "(its output was not checked)",
     "verdict.where_one": "One request at a time ({case})",

@@ -62,6 +62,7 @@ _PLAIN: dict[str, str] = {
     ),
     "verdict.case_empty": "{where}, aucune configuration n’a de mesure valable.",
     "verdict.nothing": "Ni débit, ni indice, ni prix ne peuvent être tirés de cette exécution.",
+    "verdict.many": "{n} configurations",
     "verdict.checked": "parmi celles qui respectent le seuil de qualité",
     "verdict.unchecked": "(sortie non contrôlée)",
     "verdict.where_one": "Une requête à la fois ({case})",
