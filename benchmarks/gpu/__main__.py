@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.gpu.shapes import CASES, NAMES, VLLM_S, Ceilings
 
-_CHECKS = ("_rows", "_rope", "_attention", "_gemv", "_sampling")
+_CHECKS = ("_rows", "_rope", "_attention", "_gemv_dense", "_gemv_int8", "_gemv_fp8", "_sampling")
 
 
 def run_job(job: dict[str, Any], limit_s: float, quiet: bool = False) -> dict[str, Any]:
@@ -64,7 +64,10 @@ def parity(workers: int, agreement: bool, limit_s: float) -> tuple[dict[str, Any
         ok = "error" not in result and not result.get("failed") and result.get("passed", True)
         good &= ok
         if "worst_gap" in result:
-            note = f"{result['tokens']} tokens, {result['agree']:.1%} the same, worst gap {result['worst_gap']:.2g}"
+            note = (
+                f"{result['tokens']} tokens, {result['agree']:.1%} the same, worst gap {result['worst_gap']:.2g}, "
+                f"logits differ by {result['logit_error']:.2g}"
+            )
         else:
             note = f"{result.get('checked', 0)} comparisons"
         print(f"{'ok  ' if ok else 'FAIL'} {name}: {result.get('error', note)}")

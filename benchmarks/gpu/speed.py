@@ -32,20 +32,21 @@ def engine(model: str, precision: str, max_num_seqs: int, **fields: Any) -> Engi
     return random_engine(hf_config(model), **{**settings, **fields})
 
 
-def start(core: EngineCore, case: Case, rng: np.random.Generator) -> None:
-    """Queue a case's requests: random tokens, exact lengths."""
+def requests(core: EngineCore, case: Case, rng: np.random.Generator) -> list[Request]:
+    """A case's requests: random tokens, exact lengths."""
     sampling = SamplingParams(temperature=0, max_tokens=case.n_out, ignore_eos=True)
     prompts = rng.integers(5, core.spec.vocab_size, (case.requests, case.n_in)).tolist()
     now = time.perf_counter()
-    for i, prompt in enumerate(prompts):
-        core.add(Request(f"{now}/{i}", tuple(prompt), sampling, now))
+    return [Request(f"{now}/{i}", tuple(prompt), sampling, now) for i, prompt in enumerate(prompts)]
 
 
 def run_once(core: EngineCore, case: Case, rng: np.random.Generator) -> float:
     """Seconds from the first request handed over to the last token given out."""
+    asked = requests(core, case, rng)
     torch.cuda.synchronize()
     began = time.perf_counter()
-    start(core, case, rng)
+    for request in asked:
+        core.add(request)
     tokens = 0
     while core.has_work:
         for output in core.step():
@@ -96,7 +97,8 @@ def measure(
 
 def step_us(core: EngineCore, case: Case, rng: np.random.Generator) -> float:
     """Device time of one decode step in the middle of a case, gaps between steps included."""
-    start(core, case, rng)
+    for request in requests(core, case, rng):
+        core.add(request)
     spans: list[float] = []
     while core.has_work:
         before = core.counters()
@@ -113,7 +115,8 @@ def kernels(core: EngineCore, case: Case, rng: np.random.Generator) -> dict[str,
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 
-    start(core, case, rng)
+    for request in requests(core, case, rng):
+        core.add(request)
     out: dict[str, Any] = {}
     for phase in ("prompts", "decode"):
         if not core.has_work:

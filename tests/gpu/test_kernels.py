@@ -6,7 +6,10 @@ import pytest
 import torch
 
 
-@pytest.mark.parametrize("check", ["_rows", "_rope", "_attention", "_gemv", "_sampling"])
+@pytest.mark.parametrize(
+    "check",
+    ["_rows", "_rope", "_attention", "_gemv_dense", "_gemv_int8", "_gemv_fp8", "_sampling"],
+)
 def test_kernels_compute_what_the_reference_defines(device: torch.device, check: str):
     from inferoptim.kernels.triton import selfcheck
 

@@ -6,6 +6,7 @@ plan of many steps costs the host one upload and as many graph launches. Any oth
 
 from __future__ import annotations
 
+import gc
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -117,6 +118,8 @@ class CudaRunner(Runner):
         ):
             for size in reversed(graphs.sizes if graphs is not None else ()):
                 prepare(size)
+        gc.collect()
+        gc.freeze()  # what is loaded stays: the collector need not walk it again while steps make short-lived tuples
 
     @property
     def burst_steps(self) -> int:

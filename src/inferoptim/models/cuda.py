@@ -17,11 +17,14 @@ import torch
 
 from inferoptim.errors import UnsupportedError
 from inferoptim.kernels.triton import attention, elementwise, gemv, rope, sampling
+from inferoptim.kernels.triton.elementwise import Scales
 from inferoptim.models.batch import Batch, KVCache, KVLayer
 from inferoptim.models.decoder import Decoder, LayerWeights
 from inferoptim.quant.formats import DenseWeight, Fp8Weight, Int8Weight, Linear
 
 _MIN_INT_MM_ROWS = 32  # torch._int_mm wants more than 16 rows
+
+_FP8_SHRINK = 4096.0  # a power of 2 that keeps unscaled products of float8 values within float16
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,10 @@ class CudaDecoder:
         self._rotations = torch.cat((angles.cos(), angles.sin()), dim=1)
         first = weights.layers[0].qkv
         self._activation = _activation_dtype(first, self.dtype)
+        linears = (w for layer in weights.layers for w in (layer.qkv, layer.o, layer.gate_up, layer.down))
+        self._one = torch.ones((), dtype=torch.float32, device=self.device)
+        self._shrink = self._one / _FP8_SHRINK
+        self._fp8_columns = {id(w): w.scale * _FP8_SHRINK for w in linears if isinstance(w, Fp8Weight)}
         self._fused_rope = not spec.qk_norm
         self._buffers = _Buffers(self, max(max_tokens, max_num_seqs, _MIN_INT_MM_ROWS))
         self._max_rows = max_num_seqs
@@ -124,16 +131,15 @@ class CudaDecoder:
         b = self._buffers_for(batch.token_ids_T.shape[0])
         elementwise.embed(batch.token_ids_T, self.weights.embedding, b.x)
 
-        def attend(layer: LayerWeights, cache: KVLayer) -> None:
-            self._rope(b, layer, cache, batch.positions_T, slots_T=batch.slot_mapping_T)
+        def attend(layer: LayerWeights, cache: KVLayer, scales: Scales | None) -> None:
+            self._rope(b, layer, cache, batch.positions_T, scales, slots_T=batch.slot_mapping_T)
             attention.varlen_attention(
                 b.qkv, cache, b.attn, num_heads=spec.num_heads, tile_sequence=tiles.sequence, tile_start=tiles.start,
                 query_start=batch.query_start, context_lens=batch.context_lens_S,
                 block_tables=batch.block_tables_SM, window=layer.window,
             )  # fmt: skip
 
-        self._body(b, kv, attend)
-        return self._head(b, batch.logit_rows_R)
+        return self._head(b, batch.logit_rows_R, self._body(b, kv, attend))
 
     def choose(self, logits_RV: torch.Tensor) -> torch.Tensor:
         """The likeliest token of each row, int32 [R], the lowest id among equals."""
@@ -193,45 +199,56 @@ class CudaDecoder:
         return gemv.norm_head(b.x, self.weights.final_norm, weight, self._best, self._best_at, eps, scale)
 
     def _decode_many(self, b: _Buffers, state: RowState, step: DecodeStep, kv: KVCache) -> int:
-        spec = self.spec
+        def attend(layer: LayerWeights, cache: KVLayer, scales: Scales | None) -> None:
+            self._attend_rows(b, layer, cache, state, step, scales)
 
-        def attend(layer: LayerWeights, cache: KVLayer) -> None:
-            self._rope(
-                b, layer, cache, state.positions, rows_T=step.rows_R, limits=state.limits,
-                block_tables=state.block_tables,
-            )  # fmt: skip
-            attention.decode_attention(
-                b.qkv, cache, b.attn, self._scratch, num_heads=spec.num_heads, rows=step.rows_R,
-                positions=state.positions, limits=state.limits, block_tables=state.block_tables, window=layer.window,
-            )  # fmt: skip
+        logits = self._head(b, None, self._body(b, kv, attend))
+        return sampling.argmax_shares(logits, self._best, self._best_at)
 
-        self._body(b, kv, attend)
-        return sampling.argmax_shares(self._head(b, None), self._best, self._best_at)
+    def _attend_rows(
+        self, b: _Buffers, layer: LayerWeights, cache: KVLayer, state: RowState, step: DecodeStep,
+        scales: Scales | None = None,
+    ) -> None:  # fmt: skip
+        """Rotate, write and attend for one token of every row, from `b.qkv` to `b.attn`."""
+        self._rope(
+            b, layer, cache, state.positions, scales, rows_T=step.rows_R, limits=state.limits,
+            block_tables=state.block_tables,
+        )  # fmt: skip
+        attention.decode_attention(
+            b.qkv, cache, b.attn, self._scratch, num_heads=self.spec.num_heads, rows=step.rows_R,
+            positions=state.positions, limits=state.limits, block_tables=state.block_tables, window=layer.window,
+        )  # fmt: skip
 
     # ---- parts ------------------------------------------------------------------------------------------------
 
-    def _body(self, b: _Buffers, kv: KVCache, attend: _Attend) -> None:
-        """All layers; leaves the last product in `b.out` and the residual before it in `b.x`."""
+    def _body(self, b: _Buffers, kv: KVCache, attend: _Attend) -> Scales | None:
+        """All layers; leaves the last product in `b.out`, to be multiplied by what it returns, the residual in `b.x`."""
         eps = self.spec.rms_norm_eps
         residual = None
+        scales: Scales | None = None
         for layer, cache in zip(self.weights.layers, kv.layers, strict=True):
             source = b.x if residual is None else b.out
-            elementwise.rms_norm(source, layer.input_norm, eps, b.h, residual_TH=residual, scale_T=b.h_scale)
+            elementwise.rms_norm(
+                source, layer.input_norm, eps, b.h, residual_TH=residual, scale_T=b.h_scale, x_scales=scales
+            )
             residual = b.x
-            self._linear(b, b.h, b.h_scale, layer.qkv, b.qkv)
-            attend(layer, cache)
+            scales = self._linear(b, b.h, b.h_scale, layer.qkv, b.qkv)
+            attend(layer, cache, scales)
             attn = b.attn
             if b.attn_q is not None and b.attn_scale is not None:
                 elementwise.quantize_rows(b.attn, b.attn_q, b.attn_scale)
                 attn = b.attn_q
-            self._linear(b, attn, b.attn_scale, layer.o, b.out)
-            elementwise.rms_norm(b.out, layer.post_norm, eps, b.h, residual_TH=residual, scale_T=b.h_scale)
-            self._linear(b, b.h, b.h_scale, layer.gate_up, b.gate_up)
+            scales = self._linear(b, attn, b.attn_scale, layer.o, b.out)
+            elementwise.rms_norm(
+                b.out, layer.post_norm, eps, b.h, residual_TH=residual, scale_T=b.h_scale, x_scales=scales
+            )
+            scales = self._linear(b, b.h, b.h_scale, layer.gate_up, b.gate_up)
             act = b.act if b.act_q is None else b.act_q
-            elementwise.silu_mul(b.gate_up, act, b.act_scale)
-            self._linear(b, act, b.act_scale, layer.down, b.out)
+            elementwise.silu_mul(b.gate_up, act, b.act_scale, x_scales=scales)
+            scales = self._linear(b, act, b.act_scale, layer.down, b.out)
+        return scales
 
-    def _head(self, b: _Buffers, logit_rows_R: torch.Tensor | None) -> torch.Tensor:
+    def _head(self, b: _Buffers, logit_rows_R: torch.Tensor | None, scales: Scales | None) -> torch.Tensor:
         """Final norm and logits [R, V] of the wanted rows, or of all."""
         rows = b.x.shape[0] if logit_rows_R is None else logit_rows_R.shape[0]
         if rows > self._max_rows:  # every position of a prompt (prompt logprobs, the quality gate)
@@ -245,34 +262,48 @@ class CudaDecoder:
             h, scale, logits = self._head_rows[:rows], self._head_scale[:rows], self._logits[:rows]
         eps, norm = self.spec.rms_norm_eps, self.weights.final_norm
         if logit_rows_R is None:
-            elementwise.rms_norm(b.out, norm, eps, h, residual_TH=b.x, scale_T=scale)
+            elementwise.rms_norm(b.out, norm, eps, h, residual_TH=b.x, scale_T=scale, x_scales=scales)
         elif rows:
-            elementwise.rms_norm(b.out, norm, eps, h, residual_TH=b.x, scale_T=scale, rows_R=logit_rows_R)
+            elementwise.rms_norm(
+                b.out, norm, eps, h, residual_TH=b.x, scale_T=scale, rows_R=logit_rows_R, x_scales=scales
+            )
         if rows:
             self._linear(b, h, scale, self.weights.head, logits)
         return logits
 
     def _rope(
-        self, b: _Buffers, layer: LayerWeights, cache: KVLayer, positions: torch.Tensor, **where: torch.Tensor
+        self,
+        b: _Buffers,
+        layer: LayerWeights,
+        cache: KVLayer,
+        positions: torch.Tensor,
+        scales: Scales | None = None,
+        **where: torch.Tensor,
     ) -> None:
         rope.rope_write(
             b.qkv, self._rotations, positions, cache, num_heads=self.spec.num_heads,
             num_kv_heads=self.spec.num_kv_heads, bias=layer.qkv.bias, q_norm=layer.q_norm, k_norm=layer.k_norm,
-            eps=self.spec.rms_norm_eps, **where,
+            eps=self.spec.rms_norm_eps, x_scales=scales, **where,
         )  # fmt: skip
 
     def _linear(
         self, b: _Buffers, x: torch.Tensor, x_scale: torch.Tensor | None, weight: Linear, out: torch.Tensor
-    ) -> None:
-        """``out = x @ weight.T`` without the bias (only QKV has one, and `rope_write` adds it)."""
+    ) -> Scales | None:
+        """``out = x @ weight.T`` without the bias (only QKV has one, and `rope_write` adds it).
+
+        Returns:
+            What the next kernel has to multiply `out` by: cuBLAS takes a scale a tensor faster than a scale a row, and
+            the kernel that follows reads every element anyway. The head is never float8, so it has no next kernel.
+        """
         if isinstance(weight, DenseWeight):
             torch.mm(x, weight.weight.t(), out=out)
         elif isinstance(weight, Fp8Weight):
             assert x_scale is not None
             torch._scaled_mm(
-                x, weight.q.t(), scale_a=x_scale[: x.shape[0], None], scale_b=weight.scale[None, :], out_dtype=out.dtype,
-                use_fast_accum=True, out=out,
+                x, weight.q.t(), scale_a=self._shrink, scale_b=self._one, out_dtype=out.dtype, use_fast_accum=True,
+                out=out,
             )  # fmt: skip
+            return x_scale, self._fp8_columns[id(weight)]
         elif weight.dynamic_activations:
             assert x_scale is not None
             rows = x.shape[0]
@@ -283,6 +314,7 @@ class CudaDecoder:
         else:
             torch.mm(x, weight.q.to(x.dtype).t(), out=out)
             out.mul_(weight.scale)
+        return None
 
     def _buffers_for(self, tokens: int) -> _Buffers:
         held = self._buffers
@@ -298,7 +330,7 @@ class CudaDecoder:
 
 
 class _Attend(Protocol):
-    def __call__(self, layer: LayerWeights, cache: KVLayer) -> None: ...
+    def __call__(self, layer: LayerWeights, cache: KVLayer, scales: Scales | None) -> None: ...
 
 
 class _Buffers:

@@ -17,6 +17,8 @@ import triton.language as tl
 from inferoptim.kernels.triton.launch import CacheLayer, next_power_of_2, options
 
 MAX_SPLITS = 32
+_VARLEN_ROWS = 128  # (query, head) pairs in one tile of queries
+_DECODE_STAGES, _DECODE_WARPS = 3, 4
 
 
 @triton.jit
@@ -183,6 +185,54 @@ def _decode(
 
 
 @triton.jit
+def _varlen_tile(
+    q, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, table, start, hi, head, position, top, total, acc, scale,
+    HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, P: tl.constexpr, TILE: tl.constexpr, WINDOW: tl.constexpr,
+    QUANT: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Take one tile of keys and values into the running softmax of a tile of queries."""
+    d = tl.arange(0, DP)
+    at = start + tl.arange(0, TILE)
+    inside = at < hi
+    if MASKED:
+        slot = tl.load(table + at // P, mask=inside, other=0).to(tl.int64) * P + at % P
+    else:
+        slot = tl.load(table + at // P).to(tl.int64) * P + at % P
+    where = (slot * HKV + head)[:, None] * D + d[None, :]
+    if MASKED:
+        k = tl.load(k_ptr + where, mask=inside[:, None] & (d < D)[None, :], other=0.0)
+    elif DP == D:
+        k = tl.load(k_ptr + where)
+    else:
+        k = tl.load(k_ptr + where, mask=(d < D)[None, :], other=0.0)
+    s = tl.dot(q, tl.trans(k.to(q.dtype))) * scale
+    if QUANT:
+        s = s * tl.load(k_scale_ptr + slot * HKV + head, mask=inside, other=0.0)[None, :]
+    if MASKED:
+        visible = at[None, :] <= position[:, None]
+        if WINDOW > 0:
+            visible = visible & (at[None, :] > position[:, None] - WINDOW)
+        s = tl.where(visible, s, float("-inf"))
+    new_top = tl.maximum(top, tl.max(s, axis=1))
+    base = new_top
+    if MASKED:
+        base = tl.where(new_top == float("-inf"), 0.0, new_top)
+    p = tl.exp2(s - base[:, None])
+    decay = tl.exp2(top - base)
+    total = total * decay + tl.sum(p, axis=1)
+    if MASKED:
+        v = tl.load(v_ptr + where, mask=inside[:, None] & (d < D)[None, :], other=0.0)
+    elif DP == D:
+        v = tl.load(v_ptr + where)
+    else:
+        v = tl.load(v_ptr + where, mask=(d < D)[None, :], other=0.0)
+    if QUANT:
+        p = p * tl.load(v_scale_ptr + slot * HKV + head, mask=inside, other=0.0)[None, :]
+    acc = tl.dot(p.to(q.dtype), v.to(q.dtype), acc * decay[:, None])
+    return new_top, total, acc
+
+
+@triton.jit
 def _varlen(
     q_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, tile_sequence_ptr, tile_start_ptr, query_start_ptr, context_ptr,
     blocks_ptr, out_ptr, q_stride, blocks_stride, scale,
@@ -222,32 +272,21 @@ def _varlen(
         lo = 0
         if WINDOW > 0:
             lo = tl.maximum(first_position - WINDOW + 1, 0) // TILE * TILE
-        kind = q_ptr.dtype.element_ty
         table = blocks_ptr + sequence * blocks_stride
-        for start in tl.range(lo, hi, TILE, num_stages=STAGES):
-            at = start + tl.arange(0, TILE)
-            inside = at < hi
-            slot = tl.load(table + at // P, mask=inside, other=0).to(tl.int64) * P + at % P
-            where = (slot * HKV + head)[:, None] * D + d[None, :]
-            mask = inside[:, None] & (d < D)[None, :]
-            k = tl.load(k_ptr + where, mask=mask, other=0.0)
-            s = tl.dot(q, tl.trans(k.to(kind))) * scale
-            if QUANT:
-                s = s * tl.load(k_scale_ptr + slot * HKV + head, mask=inside, other=0.0)[None, :]
-            visible = at[None, :] <= position[:, None]
-            if WINDOW > 0:
-                visible = visible & (at[None, :] > position[:, None] - WINDOW)
-            s = tl.where(visible, s, float("-inf"))
-            new_top = tl.maximum(top, tl.max(s, axis=1))
-            base = tl.where(new_top == float("-inf"), 0.0, new_top)
-            p = tl.exp2(s - base[:, None])
-            decay = tl.exp2(top - base)
-            total = total * decay + tl.sum(p, axis=1)
-            top = new_top
-            v = tl.load(v_ptr + where, mask=mask, other=0.0)
-            if QUANT:
-                p = p * tl.load(v_scale_ptr + slot * HKV + head, mask=inside, other=0.0)[None, :]
-            acc = acc * decay[:, None] + tl.dot(p.to(kind), v.to(kind))
+        # Tiles that every query sees whole need no mask; with a window there is none that all are sure to see.
+        whole = lo
+        if WINDOW == 0:
+            whole = (first_position + 1) // TILE * TILE
+            for start in tl.range(0, whole, TILE, num_stages=STAGES):
+                top, total, acc = _varlen_tile(
+                    q, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, table, start, hi, head, position, top, total, acc, scale,
+                    HKV, D, DP, P, TILE, WINDOW, QUANT, False,
+                )  # fmt: skip
+        for start in tl.range(whole, hi, TILE, num_stages=1):
+            top, total, acc = _varlen_tile(
+                q, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, table, start, hi, head, position, top, total, acc, scale,
+                HKV, D, DP, P, TILE, WINDOW, QUANT, True,
+            )  # fmt: skip
         y = acc / tl.where(total == 0.0, 1.0, total)[:, None]
         out_at = token[:, None] * (HKV * G * D) + (head * G + g)[:, None] * D + d[None, :]
         tl.store(out_ptr + out_at, y.to(out_ptr.dtype.element_ty), mask=q_mask)
@@ -309,13 +348,13 @@ def decode_attention(
     count = rows.shape[0]
     _, block_size, num_kv_heads, head_dim = cache.k.shape
     group = num_heads // num_kv_heads
-    tile = 64 if head_dim <= 64 else 32
+    tile = _decode_tile_tokens(head_dim)
     _decode[(count, num_kv_heads, num_splits(count, num_kv_heads))](
         q, cache.k, cache.v, cache.k_scale, cache.v_scale, rows, positions, limits, block_tables, out,
         scratch.part, scratch.stat, scratch.count, q.stride(0), block_tables.stride(0), _scale(head_dim),
         G=group, GP=_group_rows(group), HKV=num_kv_heads, D=head_dim, DP=next_power_of_2(head_dim), P=block_size,
-        TILE=tile, SPLITS=num_splits(count, num_kv_heads), WINDOW=window or 0, QUANT=cache.k_scale is not None, STAGES=3,
-        num_warps=4, **options(q.device),
+        TILE=tile, SPLITS=num_splits(count, num_kv_heads), WINDOW=window or 0, QUANT=cache.k_scale is not None,
+        STAGES=_DECODE_STAGES, num_warps=_DECODE_WARPS, **options(q.device),
     )  # fmt: skip
 
 
@@ -347,14 +386,18 @@ def varlen_attention(
         q, cache.k, cache.v, cache.k_scale, cache.v_scale, tile_sequence, tile_start, query_start, context_lens,
         block_tables, out, q.stride(0), block_tables.stride(0), _scale(head_dim),
         G=group, GP=next_power_of_2(group), HKV=num_kv_heads, D=head_dim, DP=next_power_of_2(head_dim), P=block_size,
-        TOKENS=tokens, TILE=64, WINDOW=window or 0, QUANT=cache.k_scale is not None, STAGES=2 if head_dim > 64 else 3,
-        num_warps=8, **options(q.device),
+        TOKENS=tokens, TILE=64, WINDOW=window or 0, QUANT=cache.k_scale is not None,
+        STAGES=2 if head_dim > 64 else 3, num_warps=8, **options(q.device),
     )  # fmt: skip
 
 
 def tile_tokens(group: int) -> int:
     """Queries in one tile of `varlen_attention`: 128 rows of (query, head)."""
-    return max(1, 128 // next_power_of_2(group))
+    return max(1, _VARLEN_ROWS // next_power_of_2(group))
+
+
+def _decode_tile_tokens(head_dim: int) -> int:
+    return 64 if head_dim <= 64 else 32
 
 
 def _group_rows(group: int) -> int:

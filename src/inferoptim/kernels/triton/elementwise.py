@@ -11,6 +11,9 @@ import triton.language as tl
 
 from inferoptim.kernels.triton.launch import next_power_of_2, options
 
+Scales = tuple[
+    torch.Tensor, torch.Tensor
+]  # float32 [T], [N]: by which a product of quantised values is multiplied
 FP8_MAX = tl.constexpr(448.0)  # largest finite float8_e4m3fn
 INT8_MAX = tl.constexpr(127.0)
 
@@ -39,18 +42,23 @@ def store_row(out_ptr, scale_ptr, row, at, mask, y, QUANT: tl.constexpr):
 
 @triton.jit
 def _rms_norm(
-    x_ptr, residual_ptr, weight_ptr, out_ptr, scale_ptr, rows_ptr, width, eps,
-    RESIDUAL: tl.constexpr, GATHER: tl.constexpr, QUANT: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+    x_ptr, residual_ptr, weight_ptr, out_ptr, scale_ptr, rows_ptr, x_row_ptr, x_column_ptr, width, eps,
+    RESIDUAL: tl.constexpr, GATHER: tl.constexpr, QUANT: tl.constexpr, SCALED: tl.constexpr, BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     mask = column < width
     weight = tl.load(weight_ptr + column, mask=mask, other=0.0).to(tl.float32)
+    if SCALED:
+        x_column = tl.load(x_column_ptr + column, mask=mask, other=0.0)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     source = tl.load(rows_ptr + row).to(tl.int64) if GATHER else row
     x = tl.load(x_ptr + source * width + column, mask=mask, other=0.0)
+    if SCALED:
+        x = x.to(tl.float32) * tl.load(x_row_ptr + source) * x_column
     if RESIDUAL:
         held = tl.load(residual_ptr + source * width + column, mask=mask, other=0.0)
         x = (x.to(tl.float32) + held.to(tl.float32)).to(x_ptr.dtype.element_ty)
@@ -63,17 +71,24 @@ def _rms_norm(
 
 @triton.jit
 def _silu_mul(
-    x_ptr, out_ptr, scale_ptr, width,
-    QUANT: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+    x_ptr, out_ptr, scale_ptr, x_row_ptr, x_column_ptr, width,
+    QUANT: tl.constexpr, SCALED: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = column < width
+    if SCALED:
+        gate_column = tl.load(x_column_ptr + column, mask=mask, other=0.0)
+        up_column = tl.load(x_column_ptr + width + column, mask=mask, other=0.0)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     gate = tl.load(x_ptr + row * 2 * width + column, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(x_ptr + row * 2 * width + width + column, mask=mask, other=0.0).to(tl.float32)
+    if SCALED:
+        x_row = tl.load(x_row_ptr + row)
+        gate = gate * x_row * gate_column
+        up = up * x_row * up_column
     y = gate * tl.sigmoid(gate) * up
     store_row(out_ptr, scale_ptr, row, row * width + column, mask, y, QUANT)
 
@@ -146,27 +161,35 @@ def rms_norm(
     residual_TH: torch.Tensor | None = None,
     scale_T: torch.Tensor | None = None,
     rows_R: torch.Tensor | None = None,
+    x_scales: Scales | None = None,
 ) -> None:
     """RMSNorm of each row, quantised per row when `out_TH` is int8 or float8 (`scale_T` is then written).
 
     With `residual_TH` it takes the norm of the sum and leaves the sum in `residual_TH`. With `rows_R` row r of the output
-    is the norm of row `rows_R[r]`, and `residual_TH` stays as it is.
+    is the norm of row `rows_R[r]`, and `residual_TH` stays as it is. With `x_scales` x is multiplied by them first.
     """
     block = next_power_of_2(x_TH.shape[1])
     _rms_norm[(out_TH.shape[0],)](
-        x_TH, residual_TH, weight_H, out_TH, scale_T, rows_R, x_TH.shape[1], eps,
-        RESIDUAL=residual_TH is not None, GATHER=rows_R is not None, QUANT=_quant_of(out_TH), BLOCK=block,
+        x_TH, residual_TH, weight_H, out_TH, scale_T, rows_R, *(x_scales or (None, None)), x_TH.shape[1], eps,
+        RESIDUAL=residual_TH is not None, GATHER=rows_R is not None, QUANT=_quant_of(out_TH),
+        SCALED=x_scales is not None, BLOCK=block,
         num_warps=_warps(block), **options(x_TH.device),
     )  # fmt: skip
 
 
-def silu_mul(gate_up: torch.Tensor, out_TI: torch.Tensor, scale_T: torch.Tensor | None = None) -> None:
-    """``silu(gate) * up`` of [T, 2 I]; quantised per row when `out_TI` is int8 or float8."""
+def silu_mul(
+    gate_up: torch.Tensor,
+    out_TI: torch.Tensor,
+    scale_T: torch.Tensor | None = None,
+    x_scales: Scales | None = None,
+) -> None:
+    """``silu(gate) * up`` of [T, 2 I], multiplied by `x_scales` first; quantised per row when `out_TI` is 8-bit."""
     rows, width = out_TI.shape
     quant = _quant_of(out_TI)
     block = next_power_of_2(width) if quant else min(1024, next_power_of_2(width))
     _silu_mul[(rows, -(-width // block))](
-        gate_up, out_TI, scale_T, width, QUANT=quant, BLOCK=block,
+        gate_up, out_TI, scale_T, *(x_scales or (None, None)), width, QUANT=quant, SCALED=x_scales is not None,
+        BLOCK=block,
         num_warps=_warps(block) if quant else 4, **options(gate_up.device),
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ import triton.language as tl
 
 from inferoptim.kernels.triton.launch import CacheLayer, next_power_of_2, options
 
-MAX_ROWS = 4  # more rows than this are better served by tensor cores
+MAX_ROWS = 2  # more rows than this are better served by tensor cores
 
 
 @triton.jit
@@ -187,12 +187,18 @@ def _norm_head(
         tl.store(best_at_ptr + m * tl.num_programs(0) + tl.program_id(0), at)
 
 
-def _shape(k: int, element_bytes: int, tiles: int, m: int) -> tuple[int, int, int]:
-    """(features of one program, padded K, warps): about 16 KB of weights a program, 128 bytes a thread."""
+# Bytes of weights that one program takes, by kernel, and weights that each of its threads holds at once: the best of 8 to
+# 32 KiB and 64 to 256 bytes on an H100, one row of TinyLlama's shapes, bf16 and fp8 (docs/LOG.md).
+_PROGRAM_BYTES = {"linear": 32768, "qkv": 32768, "gate_up": 16384, "residual": 32768, "head": 32768}
+_THREAD_ELEMENTS = 128
+
+
+def _shape(kernel: str, k: int, element_bytes: int, tiles: int = 1) -> tuple[int, int, int]:
+    """(features of one program, padded K, warps)."""
     block_k = next_power_of_2(k)
-    block_n = max(1, 16384 // (block_k * element_bytes * tiles))
+    block_n = max(1, _PROGRAM_BYTES[kernel] // (block_k * element_bytes * tiles))
     size = block_n * tiles * block_k * element_bytes
-    return block_n, block_k, max(1, min(16, size // 4096))
+    return block_n, block_k, max(1, min(16, size // (32 * element_bytes * _THREAD_ELEMENTS)))
 
 
 def norm_linear(
@@ -207,7 +213,7 @@ def norm_linear(
 ) -> None:
     """``rms_norm(x, norm) @ weight.T * scale + bias`` for M <= MAX_ROWS rows; the norm is not rounded in between."""
     (m, k), n = x.shape, weight.shape[0]
-    bn, bk, warps = _shape(k, weight.element_size(), 1, m)
+    bn, bk, warps = _shape("linear", k, weight.element_size())
     _norm_linear[(-(-n // bn),)](
         x, norm, weight, scale, bias, out, n, k, eps, M=m, BN=bn, BK=bk, SCALED=scale is not None, BIAS=bias is not None,
         num_warps=warps, **options(x.device),
@@ -237,7 +243,7 @@ def norm_qkv_rope(
     """
     m, k = x.shape
     _, block_size, num_kv_heads, head_dim = cache.k.shape
-    bn, bk, warps = _shape(k, weight.element_size(), 2, m)
+    bn, bk, warps = _shape("qkv", k, weight.element_size(), tiles=2)
     pairs = (num_heads + 2 * num_kv_heads) * head_dim // 2
     _norm_qkv_rope[(-(-pairs // bn),)](
         x, norm, weight, scale, bias, table, rows, positions, limits, block_tables, q, cache.k, cache.v, k,
@@ -256,7 +262,7 @@ def norm_gate_up(
 ) -> None:
     """``silu_mul(rms_norm(x, norm) @ weight.T * scale)`` into `out` [M, I], M <= MAX_ROWS."""
     (m, k), n = x.shape, out.shape[1]
-    bn, bk, warps = _shape(k, weight.element_size(), 2, m)
+    bn, bk, warps = _shape("gate_up", k, weight.element_size(), tiles=2)
     _norm_gate_up[(-(-n // bn),)](
         x, norm, weight, scale, out, n, k, eps, M=m, BN=bn, BK=bk, SCALED=scale is not None, num_warps=warps,
         **options(x.device),
@@ -268,7 +274,7 @@ def linear_residual(
 ) -> None:
     """``residual += x @ weight.T * scale`` in place, M <= MAX_ROWS."""
     (m, k), n = x.shape, weight.shape[0]
-    bn, bk, warps = _shape(k, weight.element_size(), 1, m)
+    bn, bk, warps = _shape("residual", k, weight.element_size())
     _linear_residual[(-(-n // bn),)](
         x, weight, scale, residual, n, k, M=m, BN=bn, BK=bk, SCALED=scale is not None, num_warps=warps,
         **options(x.device),
@@ -290,8 +296,7 @@ def norm_head(
         n, the number of shares: `best[: M * n]` and `best_at[: M * n]` are written, row by row.
     """
     (m, k), n = x.shape, weight.shape[0]
-    bn, bk, warps = _shape(k, weight.element_size(), 1, m)
-    bn, warps = bn * 2, warps * 2
+    bn, bk, warps = _shape("head", k, weight.element_size())
     shares = -(-n // bn)
     _norm_head[(shares,)](
         x, norm, weight, scale, best, best_at, n, k, eps, M=m, BN=bn, BK=bk, SCALED=scale is not None, num_warps=warps,

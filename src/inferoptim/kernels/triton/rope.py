@@ -9,16 +9,17 @@ import torch
 import triton
 import triton.language as tl
 
-from inferoptim.kernels.triton.elementwise import FP8_MAX, INT8_MAX, round_half_even
+from inferoptim.kernels.triton.elementwise import FP8_MAX, INT8_MAX, Scales, round_half_even
 from inferoptim.kernels.triton.launch import CacheLayer, next_power_of_2, options
 
 
 @triton.jit
 def _rope_write(
     qkv_ptr, bias_ptr, q_norm_ptr, k_norm_ptr, table_ptr, positions_ptr, slots_ptr, rows_ptr, limits_ptr, blocks_ptr,
-    k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, blocks_stride, eps,
+    k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, x_row_ptr, x_column_ptr, blocks_stride, eps,
     HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, P: tl.constexpr, HALF: tl.constexpr, HB: tl.constexpr,
-    MAPPED: tl.constexpr, BIAS: tl.constexpr, QK_NORM: tl.constexpr, QUANT: tl.constexpr, PDL: tl.constexpr,
+    MAPPED: tl.constexpr, BIAS: tl.constexpr, QK_NORM: tl.constexpr, QUANT: tl.constexpr,
+    SCALED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     t = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HB + tl.arange(0, HB)
@@ -47,6 +48,12 @@ def _rope_write(
     first = tl.load(qkv_ptr + start + at, mask=mask, other=0.0).to(tl.float32)
     second = tl.load(qkv_ptr + start + at + D // 2, mask=mask, other=0.0).to(tl.float32)
     kind = qkv_ptr.dtype.element_ty
+    if SCALED:
+        x_row = tl.load(x_row_ptr + t)
+        first = first * x_row * tl.load(x_column_ptr + at, mask=mask, other=0.0)
+        second = second * x_row * tl.load(x_column_ptr + at + D // 2, mask=mask, other=0.0)
+        first = first.to(kind).to(tl.float32)
+        second = second.to(kind).to(tl.float32)
     if BIAS:
         first = (first + tl.load(bias_ptr + at, mask=mask, other=0.0).to(tl.float32)).to(kind).to(tl.float32)
         second = second + tl.load(bias_ptr + at + D // 2, mask=mask, other=0.0).to(tl.float32)
@@ -116,6 +123,7 @@ def rope_write(
     q_norm: torch.Tensor | None = None,
     k_norm: torch.Tensor | None = None,
     eps: float = 0.0,
+    x_scales: Scales | None = None,
 ) -> None:
     """Rotate the queries of `qkv` in place and write the keys (rotated) and values into the cache.
 
@@ -126,6 +134,7 @@ def rope_write(
         slots_T: int32 [T]: where each token goes; -1 = nowhere.
         rows_T, limits, block_tables: instead of `slots_T`: token t belongs to row `rows_T[t]` (-1: none), stands at that
             row's position and goes where its block table says, unless the position has reached the row's limit.
+        x_scales: what `qkv` is multiplied by first.
     """
     head_dim = table.shape[1]
     heads = num_heads + 2 * num_kv_heads
@@ -133,8 +142,9 @@ def rope_write(
     quant = {torch.float8_e4m3fn: 1, torch.int8: 2}.get(cache.k.dtype, 0)
     _rope_write[(qkv.shape[0], -(-heads // per_program))](
         qkv, bias, q_norm, k_norm, table, positions, slots_T, rows_T, limits, block_tables,
-        cache.k, cache.v, cache.k_scale, cache.v_scale, 0 if block_tables is None else block_tables.stride(0), eps,
+        cache.k, cache.v, cache.k_scale, cache.v_scale, *(x_scales or (None, None)), 0 if block_tables is None else block_tables.stride(0), eps,
         HQ=num_heads, HKV=num_kv_heads, D=head_dim, P=cache.k.shape[1], HALF=next_power_of_2(head_dim // 2),
         HB=per_program, MAPPED=rows_T is not None, BIAS=bias is not None, QK_NORM=q_norm is not None, QUANT=quant,
+        SCALED=x_scales is not None,
         num_warps=2, **options(qkv.device),
     )  # fmt: skip

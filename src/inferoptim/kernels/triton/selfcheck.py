@@ -16,7 +16,8 @@ import torch
 from inferoptim.kernels import reference
 from inferoptim.kernels.triton import attention, elementwise, gemv, rope, sampling
 
-Check = Callable[["Inputs"], Iterator[tuple[str, torch.Tensor, torch.Tensor, float]]]
+Comparison = tuple[str, torch.Tensor, torch.Tensor, float]  # name, output, reference, largest error
+Check = Callable[["Inputs"], Iterator[Comparison]]
 _EPS = 1e-5
 
 
@@ -129,7 +130,7 @@ def _dequantised(q: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
     return q.float() if scale is None else q.float() * scale.float()[..., None]
 
 
-def _rows(i: Inputs) -> Iterator[tuple[str, torch.Tensor, torch.Tensor, float]]:
+def _rows(i: Inputs) -> Iterator[Comparison]:
     for rows, width in ((3, 48), (5, 576)) if i.small else ((1, 576), (37, 2048), (129, 4096), (7, 5632)):
         x, r, w = i.normal(rows, width), i.normal(rows, width), i.normal(width)
         ref, total = reference.add_rms_norm(x, r, w, _EPS)
@@ -141,6 +142,17 @@ def _rows(i: Inputs) -> Iterator[tuple[str, torch.Tensor, torch.Tensor, float]]:
             limit = i.limit if quant is None else i.rounding
             yield f"residual rms_norm{label} {rows}x{width}", _dequantised(out, scale), ref, limit
             yield f"residual sum{label} {rows}x{width}", residual, total, i.limit
+        scales = (i.normal(rows, dtype=torch.float32), i.normal(width, dtype=torch.float32))
+        scaled = x.float() * scales[0][:, None] * scales[1]
+        out, residual = i.poison(rows, width), r.clone()
+        elementwise.rms_norm(x, w, _EPS, out, residual_TH=residual, x_scales=scales)
+        yield (
+            f"scaled rms_norm {rows}x{width}",
+            out,
+            reference.rms_norm(scaled + r.float(), w.float(), _EPS),
+            i.limit,
+        )
+        yield f"scaled residual sum {rows}x{width}", residual, scaled + r.float(), i.limit
         out = i.poison(2, width)
         elementwise.rms_norm(x, w, _EPS, out, residual_TH=r.clone(), rows_R=i.ints([rows - 1, 0]))
         yield f"gathered rms_norm {rows}x{width}", out, ref[[rows - 1, 0]], i.limit
@@ -152,6 +164,11 @@ def _rows(i: Inputs) -> Iterator[tuple[str, torch.Tensor, torch.Tensor, float]]:
             elementwise.silu_mul(gate_up, out, scale)
             limit = i.limit if quant is None else i.rounding
             yield f"silu_mul{label} {rows}x{width}", _dequantised(out, scale), ref, limit
+        scales = (i.normal(rows, dtype=torch.float32), i.normal(2 * width, dtype=torch.float32))
+        out = i.poison(rows, width)
+        elementwise.silu_mul(gate_up, out, x_scales=scales)
+        scaled = gate_up.float() * scales[0][:, None] * scales[1]
+        yield f"scaled silu_mul {rows}x{width}", out, reference.silu_mul(scaled), i.limit
         q_out, q_scale = i.poison(rows, width, dtype=torch.int8), i.poison(rows, dtype=torch.float32)
         elementwise.quantize_rows(x, q_out, q_scale)
         expected, expected_scale = reference.quantize_kv(x, torch.int8)
@@ -173,7 +190,7 @@ def _rows(i: Inputs) -> Iterator[tuple[str, torch.Tensor, torch.Tensor, float]]:
             yield f"embed {rows}x{width}", out, table[ids.long()[where.long().clamp_min(0)]], 0.0
 
 
-def _rope(i: Inputs) -> Iterator[tuple[str, torch.Tensor, torch.Tensor, float]]:
+def _rope(i: Inputs) -> Iterator[Comparison]:
     shapes = (
         ((4, 2, 16), (3, 1, 24))
         if i.small
@@ -195,7 +212,9 @@ def _rope(i: Inputs) -> Iterator[tuple[str, torch.Tensor, torch.Tensor, float]]:
             by_row = i.ints([5, 0, 9, 2])  # positions of rows 0, 1, 3 as above
             slots = [int(tables[1, 0]) * size, int(tables[0, 1]) * size + 1, -1, -1]
             # oracle
-            wide = (qkv.float() + bias.float()).to(i.dtype).view(4, -1, dim)
+            x_scales = (1 + i.normal(4, dtype=torch.float32), 1 + i.normal(qkv.shape[1], dtype=torch.float32))
+            wide = (qkv.float() * x_scales[0][:, None] * x_scales[1]).to(i.dtype)
+            wide = (wide.float() + bias.float()).to(i.dtype).view(4, -1, dim)
             rotated = wide[:, : heads + kv_heads]
             rotated = torch.cat(
                 (reference.rms_norm(rotated[:, :heads], q_norm, _EPS), reference.rms_norm(rotated[:, heads:], k_norm, _EPS)), 1
@@ -213,7 +232,7 @@ def _rope(i: Inputs) -> Iterator[tuple[str, torch.Tensor, torch.Tensor, float]]:
                 )
                 rope.rope_write(
                     mine, table, by_row if mapped else i.ints(positions), cache, num_heads=heads, num_kv_heads=kv_heads,
-                    bias=bias, q_norm=q_norm, k_norm=k_norm, eps=_EPS, **where,
+                    x_scales=x_scales, bias=bias, q_norm=q_norm, k_norm=k_norm, eps=_EPS, **where,
                 )  # fmt: skip
                 reference.write_kv(
                     turned[:2, heads:],
@@ -241,7 +260,7 @@ def _rope(i: Inputs) -> Iterator[tuple[str, torch.Tensor, torch.Tensor, float]]:
                 )
 
 
-def _attention(i: Inputs) -> Iterator[tuple[str, torch.Tensor, torch.Tensor, float]]:
+def _attention(i: Inputs) -> Iterator[Comparison]:
     shapes = ((4, 2, 16, 4, None), (3, 1, 24, 3, 5)) if i.small else (
         (32, 4, 64, 16, None), (9, 3, 64, 16, 50), (32, 8, 128, 16, None), (6, 2, 80, 7, None), (4, 4, 256, 32, 33),
         (16, 1, 64, 16, None),
@@ -311,78 +330,86 @@ def _weights(
     return q, scale, _dequantised(q, scale)
 
 
-def _gemv(i: Inputs) -> Iterator[tuple[str, torch.Tensor, torch.Tensor, float]]:
-    shapes = ((4, 2, 16, 96),) if i.small else ((32, 4, 64, 5632), (9, 3, 64, 1536), (32, 8, 128, 14336))
+def _gemv_dense(i: Inputs) -> Iterator[Comparison]:
+    yield from _gemv(i, "", None)
+
+
+def _gemv_int8(i: Inputs) -> Iterator[Comparison]:
+    yield from _gemv(i, " int8", torch.int8)
+
+
+def _gemv_fp8(i: Inputs) -> Iterator[Comparison]:
+    yield from _gemv(i, " fp8", torch.float8_e4m3fn)
+
+
+def _gemv(i: Inputs, label: str, quant: torch.dtype | None) -> Iterator[Comparison]:
+    shapes = ((4, 2, 16, 96),) if i.small else ((32, 4, 64, 5632), (9, 3, 64, 1536))
     for heads, kv_heads, dim, inter in shapes:
         hidden = heads * dim
-        for label, quant in _quants(i):
-            for m in (1, 3) if i.small else (1, 2, 3, 4):
-                x, norm = i.normal(m, hidden), i.normal(hidden)
-                normed = reference.rms_norm(x.float(), norm.float(), _EPS)
-                name = f"{label} M={m} {hidden}/{inter}"
-                n = (heads + 2 * kv_heads) * dim
-                w, scale, wide = _weights(i, n, hidden, quant)
-                bias = i.normal(n)
-                out = i.poison(m, n)
-                gemv.norm_linear(x, norm, w, out, _EPS, scale=scale, bias=bias)
-                qkv = normed @ wide.T + bias.float()
-                yield f"norm_linear{name}", out, qkv, i.limit
-                size, blocks = 4, 9
-                angles = torch.outer(
-                    torch.arange(16, dtype=torch.float32), 1.0 / 10000 ** (torch.arange(0, dim, 2) / dim)
-                )
-                table = torch.cat((angles.cos(), angles.sin()), 1).to(i.device)
-                tables = i.ints(np.asarray(i.permutation(blocks)[:8]).reshape(4, 2))
-                at = [5, 0, 7, 3][:m]
-                rows, limits = i.ints([2, 0, 1, 3][:m]), i.ints([8, 8, 8, 8])
-                positions = torch.zeros(4, dtype=torch.int32, device=i.device)
-                positions[rows.long()] = i.ints(at)
-                cache = i.cache(blocks, size, kv_heads, dim, None)
-                ref = Cache(cache.k.clone(), cache.v.clone())
-                q = i.poison(m, hidden)
-                gemv.norm_qkv_rope(
-                    x, norm, w, q, cache, table, _EPS, num_heads=heads, scale=scale, bias=bias, rows=rows,
-                    positions=positions, limits=limits, block_tables=tables,
-                )  # fmt: skip
-                split = qkv.view(m, -1, dim)
-                where = torch.tensor(at, device=i.device)
-                turned = reference.rope(
-                    split[:, : heads + kv_heads], table[where, : dim // 2], table[where, dim // 2 :]
-                )
-                slots = [
-                    int(tables[r, p // size]) * size + p % size
-                    for r, p in zip(rows.tolist(), at, strict=True)
-                ]
-                reference.write_kv(
-                    turned[:, heads:], split[:, heads + kv_heads :], ref.k, ref.v, i.ints(slots)
-                )
-                yield f"norm_qkv_rope{name} q", q, turned[:, :heads].flatten(1), i.limit
-                yield f"norm_qkv_rope{name} k", cache.k, ref.k, i.limit
-                yield f"norm_qkv_rope{name} v", cache.v, ref.v, i.limit
-                w, scale, wide = _weights(i, 2 * inter, hidden, quant)
-                out = i.poison(m, inter)
-                gemv.norm_gate_up(x, norm, w, out, _EPS, scale)
-                yield f"norm_gate_up{name}", out, reference.silu_mul(normed @ wide.T), i.limit
-                act = i.normal(m, inter)
-                w, scale, wide = _weights(i, hidden, inter, quant)
-                residual = x.clone()
-                gemv.linear_residual(act, w, residual, scale)
-                yield f"linear_residual{name}", residual, x.float() + act.float() @ wide.T, i.limit
-                vocab = 131 if i.small else 32003
-                w, scale, wide = _weights(i, vocab, hidden, quant)
-                best, best_at = (
-                    i.poison(vocab * m, dtype=torch.float32),
-                    i.poison(vocab * m, dtype=torch.int32),
-                )
-                shares = gemv.norm_head(x, norm, w, best, best_at, _EPS, scale)
-                out = i.poison(m, dtype=torch.int32)
-                sampling.choose(best, best_at, shares, out)
-                logits = normed @ wide.T
-                chosen = logits.gather(1, out.long().clamp(0, vocab - 1)[:, None])
-                yield f"norm_head{name}", chosen, logits.max(1, keepdim=True).values, 1e-4
+        for m in (1, 2):
+            x, norm = i.normal(m, hidden), i.normal(hidden)
+            normed = reference.rms_norm(x.float(), norm.float(), _EPS)
+            name = f"{label} M={m} {hidden}/{inter}"
+            n = (heads + 2 * kv_heads) * dim
+            w, scale, wide = _weights(i, n, hidden, quant)
+            bias = i.normal(n)
+            out = i.poison(m, n)
+            gemv.norm_linear(x, norm, w, out, _EPS, scale=scale, bias=bias)
+            qkv = normed @ wide.T + bias.float()
+            yield f"norm_linear{name}", out, qkv, i.limit
+            size, blocks = 4, 9
+            angles = torch.outer(
+                torch.arange(16, dtype=torch.float32), 1.0 / 10000 ** (torch.arange(0, dim, 2) / dim)
+            )
+            table = torch.cat((angles.cos(), angles.sin()), 1).to(i.device)
+            tables = i.ints(np.asarray(i.permutation(blocks)[:8]).reshape(4, 2))
+            at = [5, 0, 7, 3][:m]
+            rows, limits = i.ints([2, 0, 1, 3][:m]), i.ints([8, 8, 8, 8])
+            positions = torch.zeros(4, dtype=torch.int32, device=i.device)
+            positions[rows.long()] = i.ints(at)
+            cache = i.cache(blocks, size, kv_heads, dim, None)
+            ref = Cache(cache.k.clone(), cache.v.clone())
+            q = i.poison(m, hidden)
+            gemv.norm_qkv_rope(
+                x, norm, w, q, cache, table, _EPS, num_heads=heads, scale=scale, bias=bias, rows=rows,
+                positions=positions, limits=limits, block_tables=tables,
+            )  # fmt: skip
+            split = qkv.view(m, -1, dim)
+            where = torch.tensor(at, device=i.device)
+            turned = reference.rope(
+                split[:, : heads + kv_heads], table[where, : dim // 2], table[where, dim // 2 :]
+            )
+            slots = [
+                int(tables[r, p // size]) * size + p % size for r, p in zip(rows.tolist(), at, strict=True)
+            ]
+            reference.write_kv(turned[:, heads:], split[:, heads + kv_heads :], ref.k, ref.v, i.ints(slots))
+            yield f"norm_qkv_rope{name} q", q, turned[:, :heads].flatten(1), i.limit
+            yield f"norm_qkv_rope{name} k", cache.k, ref.k, i.limit
+            yield f"norm_qkv_rope{name} v", cache.v, ref.v, i.limit
+            w, scale, wide = _weights(i, 2 * inter, hidden, quant)
+            out = i.poison(m, inter)
+            gemv.norm_gate_up(x, norm, w, out, _EPS, scale)
+            yield f"norm_gate_up{name}", out, reference.silu_mul(normed @ wide.T), i.limit
+            act = i.normal(m, inter)
+            w, scale, wide = _weights(i, hidden, inter, quant)
+            residual = x.clone()
+            gemv.linear_residual(act, w, residual, scale)
+            yield f"linear_residual{name}", residual, x.float() + act.float() @ wide.T, i.limit
+            vocab = 131 if i.small else 32003
+            w, scale, wide = _weights(i, vocab, hidden, quant)
+            best, best_at = (
+                i.poison(vocab * m, dtype=torch.float32),
+                i.poison(vocab * m, dtype=torch.int32),
+            )
+            shares = gemv.norm_head(x, norm, w, best, best_at, _EPS, scale)
+            out = i.poison(m, dtype=torch.int32)
+            sampling.choose(best, best_at, shares, out)
+            logits = normed @ wide.T
+            chosen = logits.gather(1, out.long().clamp(0, vocab - 1)[:, None])
+            yield f"norm_head{name}", chosen, logits.max(1, keepdim=True).values, 1e-4
 
 
-def _sampling(i: Inputs) -> Iterator[tuple[str, torch.Tensor, torch.Tensor, float]]:
+def _sampling(i: Inputs) -> Iterator[Comparison]:
     for rows, vocab in ((3, 70),) if i.small else ((1, 50), (5, 4096), (33, 32000), (4, 128256)):
         logits = i.normal(rows, vocab)
         logits[0, vocab // 2] = logits[0, vocab - 1] = 60.0  # a tie: the lower id
@@ -423,4 +450,4 @@ def _sampling(i: Inputs) -> Iterator[tuple[str, torch.Tensor, torch.Tensor, floa
         yield f"advance out {rows}x{vocab}", chosen, i.ints(given), 0.0
 
 
-CHECKS: tuple[Check, ...] = (_rows, _rope, _attention, _gemv, _sampling)
+CHECKS: tuple[Check, ...] = (_rows, _rope, _attention, _gemv_dense, _gemv_int8, _gemv_fp8, _sampling)
