@@ -47,6 +47,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def build(model: Path, **fields: object) -> LLM:
     settings = {
         "dtype": "float32",
+        "num_threads": 1,  # test_native_threads.py has the others
         "max_model_len": 96,
         "max_num_seqs": 4,
         "max_num_batched_tokens": 24,
@@ -89,7 +90,16 @@ def expected(model: Path) -> list[list[int]]:
 
 
 @pytest.mark.parametrize(
-    "levers", [OFF, *ONE_ON, ALL_ON, {**ALL_ON, "speculative": "prompt-lookup"}], ids=str
+    "levers",
+    [
+        OFF,
+        *ONE_ON,
+        ALL_ON,
+        {**ALL_ON, "kernels": "torch"},
+        {**ALL_ON, "speculative": "prompt-lookup"},
+        {**ALL_ON, "speculative": "draft", "draft_model": "self:1", "num_speculative_tokens": 3},
+    ],
+    ids=str,
 )
 def test_levers_change_nothing_in_greedy_output(
     model: Path, expected: list[list[int]], levers: dict[str, object]
@@ -109,6 +119,48 @@ def test_levers_change_nothing_in_greedy_output(
 def test_seeded_sampling_is_the_same_under_every_lever(model: Path, levers: dict[str, object]):
     fields: dict[str, object] = {"temperature": 0.8, "top_p": 0.9, "seed": 11, "repetition_penalty": 1.1}
     assert outputs(build(model, **levers), **fields) == outputs(build(model, **OFF), **fields)
+
+
+def test_a_draft_model_of_its_own_changes_nothing(model: Path, expected: list[list[int]], tmp_path: Path):
+    save_tiny_llama(
+        tmp_path, num_hidden_layers=1, hidden_size=32, num_attention_heads=2, num_key_value_heads=1
+    )
+    tiny_tokenizer(tmp_path)
+    llm = build(model, **ALL_ON, speculative="draft", draft_model=str(tmp_path))
+    assert outputs(llm) == expected
+
+
+@pytest.mark.parametrize("native", [False, True], ids=["torch", "native"])
+@pytest.mark.parametrize(
+    "lossy",
+    [{"kv_quantization": "int8"}, {"quantization": "int8"}, {"quantization": "int8-weight-only"}],
+    ids=str,
+)
+def test_lossless_levers_change_nothing_on_top_of_lossy_ones(
+    model: Path, lossy: dict[str, object], native: bool
+):
+    one_kernel_set = {**lossy, "compiled_step": native}
+    assert outputs(build(model, **{**ALL_ON, **one_kernel_set})) == outputs(
+        build(model, **{**OFF, **one_kernel_set})
+    )
+
+
+@pytest.mark.parametrize("native", [False, True], ids=["torch", "native"])
+@pytest.mark.parametrize(
+    "lossy",
+    [{"kv_quantization": "int8"}, {"quantization": "int8"}, {"quantization": "int8-weight-only"}],
+    ids=str,
+)
+def test_lossy_levers_stay_near_and_are_not_without_effect(
+    model: Path, lossy: dict[str, object], native: bool
+):
+    tokens = prompts()[4]
+    exact, near = (
+        torch.from_numpy(build(model, **{**ALL_ON, "compiled_step": native, **fields}).core.logits(tokens))
+        for fields in ({}, lossy)
+    )
+    error = (near - exact).norm() / exact.norm()
+    assert 1e-5 < error < 0.1
 
 
 def test_preemption_changes_nothing(model: Path):
