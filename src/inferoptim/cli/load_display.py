@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from inferoptim.bench.load.run_stage import Live
     from inferoptim.records.load_schema import LoadStage, LoadSummary
 
+FEW = 3  # stages that fit side by side on a terminal
 RECENT = 200  # requests behind the live TTFT
 
 
@@ -31,8 +32,10 @@ def progress_line(live: Live) -> str:
 
 
 def stage_table(summary: LoadSummary) -> Table:
-    """One row a measure, one column a stage: stages are few, measures many."""
+    """One row a measure, one column a stage; one short row a stage where there are many (a search)."""
     stages = summary.stages
+    if len(stages) > FEW:
+        return _many(summary)
     rows: list[list[object]] = [
         ["load", *(s.shape for s in stages)],
         ["requests (failed)", *(f"{s.requests} ({s.requests - s.succeeded})" for s in stages)],
@@ -53,6 +56,39 @@ def stage_table(summary: LoadSummary) -> Table:
     rows.append(["prompt / output tokens (median)", *(_lengths(s) for s in stages)])
     rows.append(["client: send lag, loop lag (P99 or max)", *(_client(s) for s in stages)])
     return Table(f"{summary.url}  {summary.model}", ["", *(s.name for s in stages)], rows)
+
+
+def _many(summary: LoadSummary) -> Table:
+    rows = [
+        [
+            s.name,
+            s.offered_per_s if s.offered_per_s is not None else f"{s.concurrency} at once",
+            f"{s.requests} ({s.requests - s.succeeded})",
+            s.requests_per_s,
+            None if s.attainment is None else f"{s.attainment:.1%}",
+            _time(s.ttft_s, "p50"),
+            _time(s.ttft_s, "p95"),
+            _time(s.e2e_s, "p50"),
+            "yes" if s.client.valid else "NO",
+        ]
+        for s in summary.stages
+    ]
+    columns = [
+        "stage",
+        "asked/s",
+        "requests (failed)",
+        "done/s",
+        "met SLO",
+        "TTFT P50",
+        "TTFT P95",
+        "E2E P50",
+        "valid",
+    ]
+    return Table(f"{summary.url}  {summary.model}", columns, rows)
+
+
+def _time(found: dict[str, float], name: str) -> str:
+    return format_seconds(found[name]) if name in found else "n too small"
 
 
 def max_rate_lines(summary: LoadSummary) -> list[str]:
