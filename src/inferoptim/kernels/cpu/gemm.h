@@ -8,17 +8,11 @@
 // A micro-kernel computes MR rows x 32 outputs in registers. The order of additions depends on K alone, so a row's
 // result is the same to the bit whatever rows are computed beside it.
 #pragma once
+#include <algorithm>
 #include <cstdlib>
 #include <vector>
 
 #include "vector.h"
-
-#if defined(__AVX512VNNI__)
-#define IO_VNNI 1
-#endif
-#if defined(__AVX512BF16__)
-#define IO_BF16_DOT 1
-#endif
 
 namespace io {
 
@@ -81,14 +75,25 @@ static void pack(Linear& w, const void* source, const std::vector<int>& order) {
         }
 }
 
-// The inputs of a product in the form that its kernel reads; one for the widest layer, reused.
+// The inputs of a product in every form that a kernel may read.
+struct Inputs {
+    const float* x;        // float32 [rows, k]
+    const float* own;      // int8 dynamic without VNNI: the quantised integers, as floats
+    const uint16_t* half;  // bfloat16 [rows, k_padded]
+    const int8_t* q;       // int8 [rows, k_padded]
+    const float* scale;    // float32 [rows, groups]
+    const int32_t* start;  // -128 * sum(q) of the group
+};
+
+// Room for converted inputs of the widest layer, reused from product to product.
 struct Rows {
-    const float* x = nullptr;       // float32 [rows, k]; where nothing else is needed, the inputs themselves
-    std::vector<float> own;         // int8 dynamic without VNNI: the quantised integers, as floats
-    std::vector<uint16_t> half;     // bfloat16 [rows, k_padded]
-    std::vector<int8_t> q;          // int8 [rows, k_padded]
-    std::vector<float> scale;       // float32 [rows, groups]
-    std::vector<int32_t> start;     // -128 * sum(q) of the group
+    std::vector<float> own;
+    std::vector<uint16_t> half;
+    std::vector<int8_t> q;
+    std::vector<float> scale;
+    std::vector<int32_t> start;
+
+    Inputs with(const float* x) const { return {x, own.data(), half.data(), q.data(), scale.data(), start.data()}; }
 
     void reserve(size_t rows, int k_padded, int groups) {
         const size_t n = rows * (size_t)k_padded;
@@ -137,14 +142,13 @@ static void prepare_row(Rows& rows, const Linear& w, const float* x, size_t r) {
         for (; k < last; ++k) top = std::fabs(x[k]) > top ? std::fabs(x[k]) : top;
         const float scale = top / 127.0f, divisor = scale == 0 ? 1.0f : scale;
         int8_t* out = rows.q.data() + r * kp;
-        int32_t sum = 0;
-        v16i sums = {};
+        v16f sums = {};  // of integers, exact
         for (k = first; k + 16 <= last; k += 16) {
-            const v16i q = __builtin_convertvector(vround(load<v16f>(x + k) / divisor), v16i);
-            sums += q;
-            store(out + k, __builtin_convertvector(q, v16b));
+            const v16f whole = vround(load<v16f>(x + k) / divisor);
+            sums += whole;
+            store_byte(out + k, whole);
         }
-        for (int i = 0; i < 16; ++i) sum += sums[i];
+        int32_t sum = (int32_t)reduce_add(sums);
         for (; k < last; ++k) {
             out[k] = (int8_t)std::nearbyintf(x[k] / divisor);
             sum += out[k];
@@ -158,6 +162,12 @@ static void prepare_row(Rows& rows, const Linear& w, const float* x, size_t r) {
     }
 }
 
+// What a kernel asks memory for while it multiplies: a share of the panel that comes next.
+struct Ahead {
+    const char* at;
+    int step;  // bytes for each step of its inner loop
+};
+
 #if defined(IO_VNNI)
 // As an instruction, because GCC copies every accumulator around the intrinsic.
 static inline void dot4(__m512i& sum, __m512i w, __m512i x) {
@@ -170,10 +180,11 @@ static inline void dot4(__m512i& sum, __m512i w, __m512i x) {
 
 #if defined(IO_VNNI)
 template <int MR>
-static __attribute__((noinline)) void kernel_int8(v16f (&acc)[MR][2], const Rows& in, const Linear& w, size_t row, int panel) {
+static __attribute__((noinline)) void kernel_int8(v16f (&acc)[MR][2], const Inputs& in, const Linear& w, size_t row, int panel,
+                                                  Ahead ahead) {
     const int kp = w.k_padded, group = w.group, groups = kp / group;
     const uint8_t* p = (const uint8_t*)w.packed + (size_t)panel * kp * PANEL;
-    const int8_t* a = in.q.data() + row * kp;
+    const int8_t* a = in.q + row * kp;
     v16f total[MR][2];
     IO_EACH_ROW total[i][0] = total[i][1] = v16f{};
     for (int g = 0; g < groups; ++g) {
@@ -181,7 +192,9 @@ static __attribute__((noinline)) void kernel_int8(v16f (&acc)[MR][2], const Rows
         IO_EACH_ROW sum[i][0] = sum[i][1] = _mm512_set1_epi32(in.start[(row + i) * groups + g]);
         for (int k = 0; k < group; k += 4, p += 4 * PANEL, a += 4) {
             const __m512i w0 = _mm512_load_si512(p), w1 = _mm512_load_si512(p + 64);
-            if (MR <= 4) _mm_prefetch((const char*)p + 2048, _MM_HINT_T0), _mm_prefetch((const char*)p + 2112, _MM_HINT_T0);
+            _mm_prefetch(ahead.at, _MM_HINT_T1);
+            if (MR <= 8) _mm_prefetch(ahead.at + 64, _MM_HINT_T1);
+            ahead.at += ahead.step;
             IO_EACH_ROW {
                 int32_t four;
                 std::memcpy(&four, a + (size_t)i * kp, 4);
@@ -192,8 +205,8 @@ static __attribute__((noinline)) void kernel_int8(v16f (&acc)[MR][2], const Rows
         }
         IO_EACH_ROW {
             const float s = in.scale[(row + i) * groups + g];
-            total[i][0] += (v16f)_mm512_cvtepi32_ps(sum[i][0]) * s;
-            total[i][1] += (v16f)_mm512_cvtepi32_ps(sum[i][1]) * s;
+            total[i][0] = madd((v16f)_mm512_cvtepi32_ps(sum[i][0]), splat(s), total[i][0]);
+            total[i][1] = madd((v16f)_mm512_cvtepi32_ps(sum[i][1]), splat(s), total[i][1]);
         }
     }
     IO_EACH_ROW acc[i][0] = total[i][0], acc[i][1] = total[i][1];
@@ -201,10 +214,10 @@ static __attribute__((noinline)) void kernel_int8(v16f (&acc)[MR][2], const Rows
 #else
 // The products and sums of a group are integers below 2^24: exact in float32.
 template <int MR>
-static __attribute__((noinline)) void kernel_int8(v16f (&acc)[MR][2], const Rows& in, const Linear& w, size_t row, int panel) {
+static __attribute__((noinline)) void kernel_int8(v16f (&acc)[MR][2], const Inputs& in, const Linear& w, size_t row, int panel) {
     const int kp = w.k_padded, group = w.group, groups = kp / group;
     const int8_t* p = (const int8_t*)w.packed + (size_t)panel * kp * PANEL;
-    const float* a = in.own.data() + row * kp;
+    const float* a = in.own + row * kp;
     v16f total[MR][2];
     IO_EACH_ROW total[i][0] = total[i][1] = v16f{};
     for (int g = 0; g < groups; ++g) {
@@ -214,14 +227,14 @@ static __attribute__((noinline)) void kernel_int8(v16f (&acc)[MR][2], const Rows
             const v16f w0 = widen(p), w1 = widen(p + 16);
             IO_EACH_ROW {
                 const v16f x = splat(a[(size_t)i * kp]);
-                sum[i][0] += w0 * x;
-                sum[i][1] += w1 * x;
+                sum[i][0] = madd(w0, x, sum[i][0]);
+                sum[i][1] = madd(w1, x, sum[i][1]);
             }
         }
         IO_EACH_ROW {
             const float s = in.scale[(row + i) * groups + g];
-            total[i][0] += sum[i][0] * s;
-            total[i][1] += sum[i][1] * s;
+            total[i][0] = madd(sum[i][0], splat(s), total[i][0]);
+            total[i][1] = madd(sum[i][1], splat(s), total[i][1]);
         }
     }
     IO_EACH_ROW acc[i][0] = total[i][0], acc[i][1] = total[i][1];
@@ -230,10 +243,10 @@ static __attribute__((noinline)) void kernel_int8(v16f (&acc)[MR][2], const Rows
 
 #if defined(IO_BF16_DOT)
 template <int MR>
-static __attribute__((noinline)) void kernel_bf16_dot(v16f (&acc)[MR][2], const Rows& in, const Linear& w, size_t row, int panel) {
+static __attribute__((noinline)) void kernel_bf16_dot(v16f (&acc)[MR][2], const Inputs& in, const Linear& w, size_t row, int panel) {
     const int kp = w.k_padded;
     const uint16_t* p = (const uint16_t*)w.packed + (size_t)panel * kp * PANEL;
-    const uint16_t* a = in.half.data() + row * kp;
+    const uint16_t* a = in.half + row * kp;
     __m512 sum[MR][2];
     IO_EACH_ROW sum[i][0] = sum[i][1] = _mm512_setzero_ps();
     for (int k = 0; k < kp; k += 2, p += 2 * PANEL, a += 2) {
@@ -252,7 +265,7 @@ static __attribute__((noinline)) void kernel_bf16_dot(v16f (&acc)[MR][2], const 
 
 // Weights of any type, widened to float32 as they come; inputs in float32.
 template <int MR, Kind KIND>
-static __attribute__((noinline)) void kernel_float(v16f (&acc)[MR][2], const Rows& in, const Linear& w, size_t row, int panel) {
+static __attribute__((noinline)) void kernel_float(v16f (&acc)[MR][2], const Inputs& in, const Linear& w, size_t row, int panel) {
     const int K = w.k;
     const float* a = in.x + row * K;
     v16f sum[MR][2];
@@ -261,8 +274,8 @@ static __attribute__((noinline)) void kernel_float(v16f (&acc)[MR][2], const Row
 #define IO_MULTIPLY_ADD(w0, w1, k)                   \
     IO_EACH_ROW {                                    \
         const v16f x = splat(a[(size_t)i * K + (k)]); \
-        sum[i][0] += (w0) * x;                       \
-        sum[i][1] += (w1) * x;                       \
+        sum[i][0] = madd(w0, x, sum[i][0]);          \
+        sum[i][1] = madd(w1, x, sum[i][1]);          \
     }
     if (KIND == BF16) {
         const uint16_t* p = (const uint16_t*)w.packed + at;
@@ -306,11 +319,16 @@ static __attribute__((noinline)) void kernel_float(v16f (&acc)[MR][2], const Row
 }
 
 template <int MR>
-static void kernel(v16f (&acc)[MR][2], const Rows& in, const Linear& w, size_t row, int panel) {
+static void kernel(v16f (&acc)[MR][2], const Inputs& in, const Linear& w, size_t row, int panel, Ahead ahead) {
     switch (w.kind) {
         case F32: return kernel_float<MR, F32>(acc, in, w, row, panel);
         case INT8_WEIGHT_ONLY: return kernel_float<MR, INT8_WEIGHT_ONLY>(acc, in, w, row, panel);
-        case INT8_DYNAMIC: return kernel_int8<MR>(acc, in, w, row, panel);
+        case INT8_DYNAMIC:
+#if defined(IO_VNNI)
+            return kernel_int8<MR>(acc, in, w, row, panel, ahead);
+#else
+            return kernel_int8<MR>(acc, in, w, row, panel);
+#endif
         case BF16:
 #if defined(IO_BF16_DOT)
             if (bf16_dot_pays()) return kernel_bf16_dot<MR>(acc, in, w, row, panel);
@@ -320,9 +338,9 @@ static void kernel(v16f (&acc)[MR][2], const Rows& in, const Linear& w, size_t r
 }
 
 template <int MR, class Out>
-static inline void tile(const Rows& in, const Linear& w, size_t row, int panel, const Out& out) {
+static inline void tile(const Inputs& in, const Linear& w, size_t row, int panel, Ahead ahead, const Out& out) {
     v16f acc[MR][2];
-    kernel<MR>(acc, in, w, row, panel);
+    kernel<MR>(acc, in, w, row, panel, ahead);
     const int n = panel * PANEL;
     if (!w.scale.empty()) {
         const v16f s0 = load<v16f>(w.scale.data() + n), s1 = load<v16f>(w.scale.data() + n + 16);
@@ -335,25 +353,24 @@ static inline void tile(const Rows& in, const Linear& w, size_t row, int panel, 
     for (int i = 0; i < MR; ++i) out(row + i, panel, acc[i][0], acc[i][1]);
 }
 
-// out(row, panel, first 16 outputs, last 16) for rows [row0, row1) and panels [panel0, panel1).
+// out(row, panel, first 16 outputs, last 16) for rows [0, rows) of `in` and panels [panel0, panel1).
 template <class Out>
-static void gemm(const Rows& in, const Linear& w, size_t row0, size_t row1, int panel0, int panel1, const Out& out) {
-    constexpr size_t BLOCK = 192;  // rows whose inputs stay in the second-level cache while the weights pass
-    for (size_t block = row0; block < row1; block += BLOCK) {
-        const size_t end = block + BLOCK < row1 ? block + BLOCK : row1;
-        for (int panel = panel0; panel < panel1; ++panel) {
-            size_t r = block;
-            for (; r + 8 <= end; r += 8) tile<8>(in, w, r, panel, out);
-            switch (end - r) {
-                case 7: tile<7>(in, w, r, panel, out); break;
-                case 6: tile<6>(in, w, r, panel, out); break;
-                case 5: tile<5>(in, w, r, panel, out); break;
-                case 4: tile<4>(in, w, r, panel, out); break;
-                case 3: tile<3>(in, w, r, panel, out); break;
-                case 2: tile<2>(in, w, r, panel, out); break;
-                case 1: tile<1>(in, w, r, panel, out); break;
-                default: break;
-            }
+static void gemm(const Inputs& in, const Linear& w, size_t rows, int panel0, int panel1, const Out& out) {
+    const size_t panel_bytes = w.bytes / w.panels, tiles = (rows + 7) / 8;
+    const int step = (int)std::max((size_t)1, 2 * 64 / tiles);  // bytes an inner step of 128 bytes asks for
+    for (int panel = panel0; panel < panel1; ++panel) {
+        Ahead ahead{(const char*)w.packed + panel_bytes * std::min(panel + 1, w.panels - 1), step};
+        size_t r = 0;
+        for (; r + 8 <= rows; r += 8, ahead.at += panel_bytes / tiles) tile<8>(in, w, r, panel, ahead, out);
+        switch (rows - r) {
+            case 7: tile<7>(in, w, r, panel, ahead, out); break;
+            case 6: tile<6>(in, w, r, panel, ahead, out); break;
+            case 5: tile<5>(in, w, r, panel, ahead, out); break;
+            case 4: tile<4>(in, w, r, panel, ahead, out); break;
+            case 3: tile<3>(in, w, r, panel, ahead, out); break;
+            case 2: tile<2>(in, w, r, panel, ahead, out); break;
+            case 1: tile<1>(in, w, r, panel, ahead, out); break;
+            default: break;
         }
     }
 }

@@ -1,8 +1,14 @@
-// A few threads that live as long as the model. Inside a step they meet at spinning barriers (a step has hundreds of
-// phases of microseconds); between steps they sleep, so that nobody else's threads are fought.
+// Threads that live as long as the model and take a step's work phase by phase, task by task.
+//
+// A phase begins when every task of the one before has ended; its tasks go to whoever is free. A thread that the
+// system put aside between two tasks therefore holds up nobody: the others do its share, and it rejoins wherever the
+// step has got to. Within a step a thread without work spins, then yields; between steps it sleeps, so that nobody
+// else's threads are fought.
 #pragma once
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
+#include <cstdint>
 #include <functional>
 #include <mutex>
 #include <thread>
@@ -21,61 +27,88 @@ static inline void pause_cpu() {
 
 class Pool {
   public:
+    using Work = std::function<void(int thread, int phase, int task)>;
+
     explicit Pool(int threads) : threads_(threads < 1 ? 1 : threads) {
-        for (int t = 1; t < threads_; ++t) workers_.emplace_back([this, t] { work(t); });
+        for (int t = 1; t < threads_; ++t) workers_.emplace_back([this, t] { live(t); });
     }
     ~Pool() {
+        stop_.store(true);
         {
             std::lock_guard<std::mutex> lock(mutex_);
-            stop_ = true;
-            generation_.fetch_add(1);
         }
         wake_.notify_all();
         for (auto& w : workers_) w.join();
     }
     int threads() const { return threads_; }
 
-    // Runs job(thread) on every thread; returns when all have finished.
-    void run(const std::function<void(int)>& job) {
-        job_ = &job;
-        {
+    // work(thread, p, 0 .. counts[p] - 1) for each phase p in order; returns when all has been done.
+    void run(const std::vector<int>& counts, const Work& work) {
+        counts_ = &counts;
+        work_ = &work;
+        first_ = number(board_.load(std::memory_order_relaxed)) + 1;
+        end_ = first_ + (uint32_t)counts.size();
+        running_.store(true, std::memory_order_relaxed);
+        open(first_);
+        if (sleepers_.load() > 0) {
             std::lock_guard<std::mutex> lock(mutex_);
-            generation_.fetch_add(1);
+            wake_.notify_all();
         }
-        wake_.notify_all();
-        job(0);
-        barrier();
-    }
-
-    // All threads of a job wait for each other. Spins, then yields: with more threads than cores a spin never ends.
-    void barrier() {
-        if (threads_ == 1) return;
-        const unsigned phase = phase_.load(std::memory_order_acquire);
-        if (arrived_.fetch_add(1, std::memory_order_acq_rel) == threads_ - 1) {
-            arrived_.store(0, std::memory_order_relaxed);
-            phase_.fetch_add(1, std::memory_order_release);
-            return;
-        }
-        for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; ++spins) {
-            if (spins < 20000) pause_cpu();
-            else std::this_thread::yield();
-        }
+        take_part(0);
+        running_.store(false, std::memory_order_relaxed);
     }
 
   private:
-    void work(int thread) {
-        unsigned seen = 0;
+    // The board: number of the current phase (never reused) and its tasks that nobody has claimed yet.
+    static uint32_t number(uint64_t board) { return (uint32_t)(board >> 32); }
+    static uint32_t unclaimed(uint64_t board) { return (uint32_t)board; }
+
+    // The first phase from `phase` on that has tasks, or the end of the step.
+    void open(uint32_t phase) {
+        while (phase != end_ && (*counts_)[phase - first_] == 0) ++phase;
+        const uint32_t tasks = phase == end_ ? 0 : (uint32_t)(*counts_)[phase - first_];
+        unfinished_.store(tasks, std::memory_order_relaxed);
+        board_.store((uint64_t)phase << 32 | tasks);
+    }
+
+    // Tasks of the current step as they come; back when it has ended. What `run` handed over is read only while a
+    // claimed task is unfinished, that is, while `run` waits.
+    void take_part(int thread) {
+        const bool leader = thread == 0;
+        int idle = 0;
+        uint64_t board = board_.load(std::memory_order_acquire);
         for (;;) {
-            // the next step usually follows within a few hundred microseconds: stay awake that long, then sleep
-            for (int spins = 0; spins < 4000 && generation_.load(std::memory_order_acquire) == seen; ++spins) pause_cpu();
-            if (generation_.load(std::memory_order_acquire) == seen) {
-                std::unique_lock<std::mutex> lock(mutex_);
-                wake_.wait(lock, [&] { return generation_.load() != seen; });
+            if (unclaimed(board) == 0) {
+                if (leader ? number(board) == end_ : !running_.load(std::memory_order_relaxed)) return;
+                if (++idle < 2000) pause_cpu();
+                else std::this_thread::yield();  // more threads than cores, or neighbours: let them work
+                board = board_.load(std::memory_order_acquire);
+                continue;
             }
-            seen = generation_.load(std::memory_order_acquire);
-            if (stop_) return;
-            (*job_)(thread);
-            barrier();
+            if (!board_.compare_exchange_weak(board, board - 1, std::memory_order_acq_rel)) continue;
+            idle = 0;
+            const uint32_t phase = number(board);
+            (*work_)(thread, (int)(phase - first_), (int)unclaimed(board) - 1);
+            if (unfinished_.fetch_sub(1, std::memory_order_acq_rel) == 1) open(phase + 1);
+            board = board_.load(std::memory_order_acquire);
+        }
+    }
+
+    void live(int thread) {
+        using clock = std::chrono::steady_clock;
+        for (;;) {
+            // the next step usually follows within a fraction of a millisecond: stay awake that long
+            const auto until = clock::now() + std::chrono::microseconds(200);
+            while (unclaimed(board_.load(std::memory_order_acquire)) == 0 && !stop_.load() && clock::now() < until)
+                for (int i = 0; i < 32; ++i) pause_cpu();
+            if (unclaimed(board_.load()) == 0) {
+                std::unique_lock<std::mutex> lock(mutex_);
+                sleepers_.fetch_add(1);
+                wake_.wait(lock, [&] { return unclaimed(board_.load()) > 0 || stop_.load(); });
+                sleepers_.fetch_sub(1);
+            }
+            if (stop_.load()) return;
+            take_part(thread);
         }
     }
 
@@ -83,11 +116,14 @@ class Pool {
     std::vector<std::thread> workers_;
     std::mutex mutex_;
     std::condition_variable wake_;
-    std::atomic<unsigned> generation_{0};
-    std::atomic<unsigned> phase_{0};
-    std::atomic<int> arrived_{0};
-    const std::function<void(int)>* job_ = nullptr;
-    bool stop_ = false;
+    alignas(64) std::atomic<uint64_t> board_{0};
+    alignas(64) std::atomic<uint32_t> unfinished_{0};
+    alignas(64) std::atomic<bool> running_{false};
+    std::atomic<bool> stop_{false};
+    std::atomic<int> sleepers_{0};
+    const std::vector<int>* counts_ = nullptr;
+    const Work* work_ = nullptr;
+    uint32_t first_ = 0, end_ = 0;
 };
 
 }  // namespace io

@@ -1,7 +1,8 @@
 // A whole decoder step in one call: embedding, layers, output head, over a varlen batch of sequences.
 //
-// Few rows (decodes): every product is split over the threads by outputs, so that each weight is read once, by one
-// thread. Many rows (prompts): rows are split over the threads, which then meet only around attention.
+// A step is a list of phases, each a number of independent tasks (see pool.h). Few rows (decodes): every product is
+// split by outputs, so that each weight is read once, by one thread. Many rows (prompts): rows are split into blocks
+// that go through everything between two attentions at once, and threads meet only around attention.
 // Activations are float32 between operators.
 #include <algorithm>
 #include <memory>
@@ -10,6 +11,7 @@
 #include "attention.h"
 #include "gemm.h"
 #include "pool.h"
+#include "rows.h"
 
 using namespace io;
 
@@ -82,6 +84,30 @@ void take(Linear& w, const LinearSource& s, bool interleave_halves = false) {
     gather(s.bias, w.bias);
 }
 
+enum class Do { EMBED, PREPARE_QKV, QKV, ATTENTION, PREPARE_O, O, PREPARE_GATE_UP, GATE_UP, PREPARE_DOWN, DOWN, BLOCK, NORM, HEAD };
+
+struct Phase {
+    Do what;
+    int layer;
+};
+
+// A piece of attention: some pairs of one sequence, for some KV heads.
+struct Piece {
+    int sequence, head0, head1, pair0, pairs;
+};
+
+// What one thread writes on.
+struct Desk {
+    Rows in;
+    std::vector<float> normal, product;
+    Scratch attention;
+    std::vector<std::pair<float, int64_t>> best;  // greedy: per row, over the outputs that this thread computed
+    int prepared = -1;                            // phase whose inputs lie in `in`
+};
+
+constexpr size_t ALONE = 4;   // up to so many rows, each thread converts a product's inputs for itself
+constexpr size_t BLOCK = 64;  // rows that go through a layer together
+
 struct Model {
     ModelSource s;
     Pool pool;
@@ -90,103 +116,127 @@ struct Model {
     std::vector<float> final_norm;
     std::vector<float> x, normal, qkv, mixed, product;
     Rows in;
-    std::vector<Scratch> scratch;
+    std::vector<Desk> desks;
     std::vector<int32_t> slot_of;
     std::vector<size_t> slot_start;
-    std::vector<std::vector<std::pair<float, int64_t>>> best;  // greedy: per thread and row
+    std::vector<Phase> phases;
+    std::vector<int> counts;
+    std::vector<Piece> pieces;
+    std::vector<char> wanted;  // many rows: blocks that hold a row whose logits are asked for
+    size_t blocks = 0;
+    bool few = true, alone = true;
 
-    explicit Model(const ModelSource& source) : s(source), pool(source.threads), scratch(pool.threads()), best(pool.threads()) {
+    explicit Model(const ModelSource& source) : s(source), pool(source.threads), desks(pool.threads()) {
         final_norm.assign(s.final_norm, s.final_norm + s.hidden);
     }
 
-    struct Range {
-        size_t row0, row1;
-    };
-    Range share(size_t n, int thread) const {
-        const size_t t = pool.threads();
-        return {n * thread / t, n * (thread + 1) / t};
-    }
+    size_t width() const { return (size_t)(s.heads + 2 * s.kv_heads) * s.head_dim; }
+    static size_t part(size_t n, size_t i, size_t parts) { return n * i / parts; }
+    int parts(size_t n) const { return (int)std::min(n, (size_t)(pool.threads() == 1 ? 1 : 2 * pool.threads())); }
+    // Heads whose outputs fill whole panels together.
+    int heads_a_unit() const { return s.head_dim % PANEL ? 2 : 1; }
+    int units() const { return (s.heads + 2 * s.kv_heads + heads_a_unit() - 1) / heads_a_unit(); }
 
-    void rms_norm(const float* x, const float* weight, int n, float* out) const {
-        v16f sums = {};
-        int i = 0;
-        for (; i + 16 <= n; i += 16) {
-            const v16f a = load<v16f>(x + i);
-            sums += a * a;
+    void run(const Step& b) {
+        plan(b);
+        reserve(b);
+        find_slots(b);
+        pool.run(counts, [&](int thread, int phase, int task) { work(b, thread, phase, task); });
+        if (!b.greedy) return;
+        for (int r = 0; r < b.rows; ++r) {
+            std::pair<float, int64_t> top{-INFINITY, 0};
+            for (auto& desk : desks) {
+                const auto& other = desk.best[r];
+                if (other.first > top.first || (other.first == top.first && other.second < top.second)) top = other;
+            }
+            b.chosen[r] = top.second;
         }
-        float sum = reduce_add(sums);
-        for (; i < n; ++i) sum += x[i] * x[i];
-        const float r = 1.0f / std::sqrt(sum / n + s.eps);
-        for (i = 0; i + 16 <= n; i += 16) store(out + i, load<v16f>(x + i) * r * load<v16f>(weight + i));
-        for (; i < n; ++i) out[i] = x[i] * r * weight[i];
     }
 
-    void rotate_and_write(const Step& b, const Layer& layer, int index, size_t t) {
-        const int dim = s.head_dim, half = dim / 2;
-        float* row = qkv.data() + t * (size_t)(s.heads + 2 * s.kv_heads) * dim;
-        const float *c = b.cos + t * half, *sn = b.sin + t * half;
-        for (int h = 0; h < s.heads + s.kv_heads; ++h) {
-            float* p = row + (size_t)h * dim;
-            const std::vector<float>& norm = h < s.heads ? layer.q_norm : layer.k_norm;
-            if (!norm.empty()) rms_norm(p, norm.data(), dim, p);
-            for (int i = 0; i < half; ++i) {
-                const float a = p[i], e = p[i + half];
-                p[i] = a * c[i] - e * sn[i];
-                p[i + half] = e * c[i] + a * sn[i];
+    // The phases of a step and how many tasks each has.
+    void plan(const Step& b) {
+        const size_t tokens = b.tokens;
+        few = tokens < (size_t)48 * pool.threads();
+        alone = tokens <= ALONE;
+        phases.clear();
+        counts.clear();
+        auto add = [&](Do what, int layer, size_t tasks) {
+            phases.push_back({what, layer});
+            counts.push_back((int)tasks);
+        };
+        pieces_of(b);
+        const int rows = alone ? 0 : parts(tokens), last = (int)layers.size() - 1;
+        if (few) {
+            add(Do::EMBED, 0, 1);
+            for (int i = 0; i <= last; ++i) {
+                add(Do::PREPARE_QKV, i, rows);
+                add(Do::QKV, i, parts(units()));
+                add(Do::ATTENTION, i, pieces.size());
+                add(Do::PREPARE_O, i, rows);
+                add(Do::O, i, parts(layers[i]->o.panels));
+                add(Do::PREPARE_GATE_UP, i, rows);
+                add(Do::GATE_UP, i, parts(layers[i]->gate_up.panels));
+                add(Do::PREPARE_DOWN, i, rows);
+                add(Do::DOWN, i, parts(layers[i]->down.panels));
+            }
+        } else {
+            const size_t t = pool.threads();
+            blocks = ((tokens + BLOCK - 1) / BLOCK + t - 1) / t * t;
+            wanted.assign(blocks, 0);
+            for (int r = 0; r < b.rows; ++r)
+                for (size_t i = 0; i < blocks; ++i)
+                    if ((size_t)b.logit_rows[r] >= block_start(i, tokens) && (size_t)b.logit_rows[r] < block_start(i + 1, tokens))
+                        wanted[i] = 1;
+            add(Do::BLOCK, -1, blocks);
+            for (int i = 0; i <= last; ++i) {
+                add(Do::ATTENTION, i, pieces.size());
+                add(Do::BLOCK, i, blocks);
             }
         }
-        const size_t slot = b.slots[t];
-        const float* k = row + (size_t)s.heads * dim;
-        write(b, b.k[index], b.k_scale ? b.k_scale[index] : nullptr, slot, k);
-        write(b, b.v[index], b.v_scale ? b.v_scale[index] : nullptr, slot, k + (size_t)s.kv_heads * dim);
+        add(Do::NORM, 0, parts(b.rows));
+        add(Do::HEAD, 0, b.rows ? parts(head.panels) : 0);
     }
+    // Blocks begin at multiples of eight rows: whole tiles.
+    size_t block_start(size_t i, size_t tokens) const { return std::min(tokens, part((tokens + 7) / 8, i, blocks) * 8); }
 
-    void write(const Step& b, void* cache, float* scale, size_t slot, const float* x) const {
-        const int n = s.kv_heads * s.head_dim;
-        const size_t at = slot * n;
-        if (b.kv_type == 0) std::memcpy((float*)cache + at, x, n * sizeof(float));
-        else if (b.kv_type == 1)
-            for (int i = 0; i < n; ++i) ((uint16_t*)cache)[at + i] = float_to_bf16(x[i]);
-        else
-            for (int h = 0; h < s.kv_heads; ++h) {
-                const float* p = x + (size_t)h * s.head_dim;
-                float top = 0;
-                for (int d = 0; d < s.head_dim; ++d) top = std::fabs(p[d]) > top ? std::fabs(p[d]) : top;
-                const float sc = top / 127.0f, divisor = sc == 0 ? 1.0f : sc;
-                scale[slot * s.kv_heads + h] = sc;
-                int8_t* out = (int8_t*)cache + at + (size_t)h * s.head_dim;
-                for (int d = 0; d < s.head_dim; ++d) out[d] = (int8_t)std::nearbyintf(p[d] / divisor);
-            }
-    }
-
-    // Tasks are (sequence, KV head, 16 pairs); each thread takes every threads-th.
-    void attention(const Step& b, const Layer& layer, int index, int thread) {
-        const int group = s.heads / s.kv_heads, dim = s.head_dim;
-        const size_t width = (size_t)(s.heads + 2 * s.kv_heads) * dim;
-        const float scale = 1.0f / std::sqrt((float)dim);
-        Cache cache{b.k[index], b.v[index], b.k_scale ? b.k_scale[index] : nullptr, b.v_scale ? b.v_scale[index] : nullptr,
-                    s.kv_heads, dim, nullptr};
-        int task = 0;
+    void pieces_of(const Step& b) {
+        const int group = s.heads / s.kv_heads;
+        const bool whole = b.sequences >= 2 * pool.threads();  // enough sequences: one thread takes all heads of one
+        pieces.clear();
         for (int q = 0; q < b.sequences; ++q) {
-            const int first = b.query_start[q], n = b.query_start[q + 1] - first, context = b.context[q];
-            const bool few = n * group <= 8;
-            cache.slots = slot_of.data() + slot_start[q];
-            for (int h = 0; h < s.kv_heads; ++h)
-                for (int p0 = 0; p0 < n * group; p0 += 16) {
-                    if (task++ % pool.threads() != thread) continue;
-                    Pairs pairs;
-                    pairs.count = std::min(16, n * group - p0);
-                    for (int i = 0; i < pairs.count; ++i) {
-                        const int query = (p0 + i) / group, at = h * group + (p0 + i) % group;
-                        pairs.q[i] = qkv.data() + (first + query) * width + (size_t)at * dim;
-                        pairs.out[i] = mixed.data() + ((size_t)(first + query) * s.heads + at) * dim;
-                        pairs.high[i] = context - n + query + 1;
-                        pairs.low[i] = layer.window ? std::max(0, pairs.high[i] - layer.window) : 0;
-                    }
-                    if (b.kv_type == 0) attend<float>(pairs, few, cache, h, scale, scratch[thread]);
-                    else if (b.kv_type == 1) attend<uint16_t>(pairs, few, cache, h, scale, scratch[thread]);
-                    else attend<int8_t>(pairs, few, cache, h, scale, scratch[thread]);
-                }
+            const int pairs = (b.query_start[q + 1] - b.query_start[q]) * group;
+            for (int p = 0; p < pairs; p += MOST) {
+                const int n = std::min(MOST, pairs - p), step = whole && pairs <= MOST ? s.kv_heads : 1;
+                for (int h = 0; h < s.kv_heads; h += step) pieces.push_back({q, h, h + step, p, n});
+            }
+        }
+    }
+
+    void reserve(const Step& b) {
+        const size_t t = b.tokens, rows = b.rows;
+        size_t widest = head.k_padded, groups = widest / std::max(head.group, 1);
+        for (auto& layer : layers)
+            for (const Linear* w : {&layer->qkv, &layer->o, &layer->gate_up, &layer->down}) {
+                widest = std::max(widest, (size_t)w->k_padded);
+                groups = std::max(groups, (size_t)w->k_padded / w->group);
+            }
+        auto grow = [](std::vector<float>& a, size_t n) {
+            if (a.size() < n) a.resize(n);
+        };
+        grow(x, t * s.hidden);
+        grow(normal, std::max(few ? t : 0, rows) * s.hidden);
+        grow(qkv, t * width());
+        grow(mixed, t * s.heads * s.head_dim);
+        if (few) grow(product, t * s.intermediate);
+        in.reserve(std::max(few && !alone ? t : 0, rows), widest, groups);
+        for (auto& desk : desks) {
+            const size_t own = few ? std::min(t, ALONE) : BLOCK + 8;
+            desk.in.reserve(own, widest, groups);
+            grow(desk.normal, own * s.hidden);
+            if (!few) grow(desk.product, own * s.intermediate);
+            desk.attention.reserve(s.head_dim);
+            desk.best.assign(b.greedy ? rows : 0, {-INFINITY, 0});
+            desk.prepared = -1;
         }
     }
 
@@ -205,101 +255,193 @@ struct Model {
         }
     }
 
-    // prepare() each row of `from`, then multiply; `together` = threads share rows and split outputs.
-    template <class Out>
-    void multiply(const Linear& w, const float* from, Range rows, bool together, int thread, const Out& out) {
-        if (w.kind == BF16 || w.kind == INT8_DYNAMIC) {
-            const Range mine = together ? share(rows.row1, thread) : rows;
-            for (size_t r = mine.row0; r < mine.row1; ++r) prepare_row(in, w, from + r * w.k, r);
-        }
-        if (thread == 0 || !together) in_x(from);
-        if (together) {
-            pool.barrier();
-            const Range panels = share(w.panels, thread);
-            gemm(in, w, 0, rows.row1, (int)panels.row0, (int)panels.row1, out);
-            pool.barrier();
-        } else {
-            gemm(in, w, rows.row0, rows.row1, 0, w.panels, out);
-            pool.barrier();  // `in` has room for one product at a time: nobody may prepare the next one yet
+    void work(const Step& b, int thread, int number, int task) {
+        const Phase& phase = phases[number];
+        const int count = counts[number];
+        const size_t tokens = b.tokens;
+        Desk& desk = desks[thread];
+        const Layer& layer = *layers[std::max(phase.layer, 0)];
+        const size_t row0 = part(tokens, task, count), row1 = part(tokens, task + 1, count);
+        switch (phase.what) {
+            case Do::EMBED:
+                for (size_t t = 0; t < tokens; ++t) embed(b.token_ids[t], x.data() + t * s.hidden);
+                break;
+            case Do::PREPARE_QKV: prepare_normal(layer.qkv, layer.input_norm, row0, row1); break;
+            case Do::PREPARE_O: prepare(in, layer.o, mixed.data(), row0, row1); break;
+            case Do::PREPARE_GATE_UP: prepare_normal(layer.gate_up, layer.post_norm, row0, row1); break;
+            case Do::PREPARE_DOWN: prepare(in, layer.down, product.data(), row0, row1); break;
+            case Do::QKV: {
+                const Inputs from = inputs(desk, number, layer.qkv, &layer.input_norm, nullptr, tokens);
+                const int u0 = (int)part(units(), task, count), u1 = (int)part(units(), task + 1, count);
+                qkv_product(b, layer, phase.layer, from, 0, tokens, u0, u1);
+                break;
+            }
+            case Do::ATTENTION: attention(b, layer, phase.layer, pieces[task], desk.attention); break;
+            case Do::O: {
+                const Inputs from = inputs(desk, number, layer.o, nullptr, mixed.data(), tokens);
+                add_product(layer.o, from, 0, tokens, task, count);
+                break;
+            }
+            case Do::GATE_UP: {
+                const Inputs from = inputs(desk, number, layer.gate_up, &layer.post_norm, nullptr, tokens);
+                gate_up_product(layer.gate_up, from, product.data(), tokens, task, count);
+                break;
+            }
+            case Do::DOWN: {
+                const Inputs from = inputs(desk, number, layer.down, nullptr, product.data(), tokens);
+                add_product(layer.down, from, 0, tokens, task, count);
+                break;
+            }
+            case Do::BLOCK: block(b, desk, phase.layer, task); break;
+            case Do::NORM:
+                for (size_t r = part(b.rows, task, count); r < part(b.rows, task + 1, count); ++r) {
+                    float* out = normal.data() + r * s.hidden;
+                    rms_norm(x.data() + (size_t)b.logit_rows[r] * s.hidden, final_norm.data(), s.hidden, s.eps, out);
+                    prepare_row(in, head, out, r);
+                }
+                break;
+            case Do::HEAD: output(b, desk, (int)part(head.panels, task, count), (int)part(head.panels, task + 1, count)); break;
         }
     }
-    void in_x(const float* from) { in.x = from; }
 
-    void run(const Step& b) {
-        reserve(b);
-        find_slots(b);
-        pool.run([&](int thread) { work(b, thread); });
-        if (b.greedy)
-            for (int r = 0; r < b.rows; ++r) {
-                auto top = best[0][r];
-                for (auto& other : best)
-                    if (other[r].first > top.first || (other[r].first == top.first && other[r].second < top.second)) top = other[r];
-                b.chosen[r] = top.second;
-            }
+    // ---- few rows: a product's inputs, converted together or by each thread for itself ----------------------------
+
+    void prepare(Rows& to, const Linear& w, const float* from, size_t row0, size_t row1) const {
+        for (size_t r = row0; r < row1; ++r) prepare_row(to, w, from + r * w.k, r);
+    }
+    void prepare_normal(const Linear& w, const std::vector<float>& weight, size_t row0, size_t row1) {
+        for (size_t r = row0; r < row1; ++r)
+            rms_norm(x.data() + r * s.hidden, weight.data(), s.hidden, s.eps, normal.data() + r * s.hidden);
+        prepare(in, w, normal.data(), row0, row1);
+    }
+    // Of the norm of x by `norm`, or of the rows `from`.
+    Inputs inputs(Desk& desk, int number, const Linear& w, const std::vector<float>* norm, const float* from, size_t tokens) {
+        if (!alone) return in.with(norm ? normal.data() : from);
+        if (norm) from = desk.normal.data();
+        if (desk.prepared != number) {
+            if (norm)
+                for (size_t r = 0; r < tokens; ++r)
+                    rms_norm(x.data() + r * s.hidden, norm->data(), s.hidden, s.eps, desk.normal.data() + r * s.hidden);
+            prepare(desk.in, w, from, 0, tokens);
+            desk.prepared = number;
+        }
+        return desk.in.with(from);
     }
 
-    void reserve(const Step& b) {
-        const size_t t = b.tokens, rows = std::max(b.tokens, b.rows);
-        const int q = s.heads * s.head_dim;
-        int widest = head.k_padded, groups = widest / std::max(head.group, 1);
-        for (auto& layer : layers)
-            for (const Linear* w : {&layer->qkv, &layer->o, &layer->gate_up, &layer->down}) {
-                widest = std::max(widest, w->k_padded);
-                groups = std::max(groups, w->k_padded / w->group);
-            }
-        auto grow = [](std::vector<float>& a, size_t n) {
-            if (a.size() < n) a.resize(n);
+    // ---- many rows: one block through everything between two attentions -------------------------------------------
+
+    void block(const Step& b, Desk& desk, int after, int task) {
+        const size_t row0 = block_start(task, b.tokens), rows = block_start(task + 1, b.tokens) - row0;
+        if (!rows) return;
+        const bool last = after + 1 == (int)layers.size();
+        if (last && !wanted[task]) return;  // nobody reads what the last layer makes of the other rows
+        const size_t hidden = s.hidden;
+        float *at = x.data() + row0 * hidden, *normal_rows = desk.normal.data();
+        auto norm = [&](const std::vector<float>& weight) {
+            for (size_t r = 0; r < rows; ++r) rms_norm(at + r * hidden, weight.data(), s.hidden, s.eps, normal_rows + r * hidden);
         };
-        grow(x, t * s.hidden);
-        grow(normal, rows * s.hidden);
-        grow(qkv, t * (size_t)(s.heads + 2 * s.kv_heads) * s.head_dim);
-        grow(mixed, t * q);
-        grow(product, t * s.intermediate);
-        in.reserve(rows, widest, groups);
-        for (auto& one : scratch) one.reserve(s.head_dim, b.longest + 16);
-        for (auto& one : best) one.assign(b.greedy ? b.rows : 0, {-INFINITY, 0});
-    }
-
-    void work(const Step& b, int thread) {
-        const size_t tokens = b.tokens, hidden = s.hidden;
-        const bool together = tokens < (size_t)48 * pool.threads();
-        const Range mine = share(tokens, thread);
-        const Range rows = together ? Range{0, tokens} : mine;
-        const size_t width = (size_t)(s.heads + 2 * s.kv_heads) * s.head_dim;
-        for (size_t t = mine.row0; t < mine.row1; ++t) embed(b.token_ids[t], x.data() + t * hidden);
-        for (size_t i = 0; i < layers.size(); ++i) {
-            const Layer& layer = *layers[i];
-            for (size_t t = mine.row0; t < mine.row1; ++t)
-                rms_norm(x.data() + t * hidden, layer.input_norm.data(), s.hidden, normal.data() + t * hidden);
-            meet(together);
-            multiply(layer.qkv, normal.data(), rows, together, thread, [&](size_t r, int panel, v16f a, v16f c) {
-                put(qkv.data() + r * width, panel * PANEL, (int)width, a, c);
-            });
-            for (size_t t = mine.row0; t < mine.row1; ++t) rotate_and_write(b, layer, (int)i, t);
-            pool.barrier();
-            attention(b, layer, (int)i, thread);
-            pool.barrier();
-            auto add = [&](size_t r, int panel, v16f a, v16f c) { add_to(x.data() + r * hidden, panel * PANEL, a, c); };
-            multiply(layer.o, mixed.data(), rows, together, thread, add);
-            for (size_t t = mine.row0; t < mine.row1; ++t)
-                rms_norm(x.data() + t * hidden, layer.post_norm.data(), s.hidden, normal.data() + t * hidden);
-            meet(together);
-            multiply(layer.gate_up, normal.data(), rows, together, thread, [&](size_t r, int panel, v16f gate, v16f up) {
-                const int at = panel * 16, n = s.intermediate - at;
-                float* to = product.data() + r * s.intermediate + at;
-                const v16f y = silu(gate) * up;
-                if (n >= 16) store(to, y);
-                else
-                    for (int j = 0; j < n; ++j) to[j] = y[j];
-            });
-            multiply(layer.down, product.data(), rows, together, thread, add);
+        if (after < 0) {
+            for (size_t r = 0; r < rows; ++r) embed(b.token_ids[row0 + r], at + r * hidden);
+        } else {
+            const Layer& layer = *layers[after];
+            const float* heads = mixed.data() + row0 * layer.o.k;
+            prepare(desk.in, layer.o, heads, 0, rows);
+            add_product(layer.o, desk.in.with(heads), row0, rows, 0, 1);
+            norm(layer.post_norm);
+            prepare(desk.in, layer.gate_up, normal_rows, 0, rows);
+            gate_up_product(layer.gate_up, desk.in.with(normal_rows), desk.product.data(), rows, 0, 1);
+            prepare(desk.in, layer.down, desk.product.data(), 0, rows);
+            add_product(layer.down, desk.in.with(desk.product.data()), row0, rows, 0, 1);
         }
-        pool.barrier();
-        output(b, thread);
+        if (last) return;
+        const Layer& next = *layers[after + 1];
+        norm(next.input_norm);
+        prepare(desk.in, next.qkv, normal_rows, 0, rows);
+        qkv_product(b, next, after + 1, desk.in.with(normal_rows), row0, rows, 0, units());
     }
 
-    void meet(bool together) {
-        if (together) pool.barrier();
+    // ---- the products; their rows stand from row0 on in x and qkv --------------------------------------------------
+
+    void qkv_product(const Step& b, const Layer& layer, int index, const Inputs& from, size_t row0, size_t rows, int u0, int u1) {
+        const int dim = s.head_dim, a_unit = heads_a_unit(), panels = a_unit * dim / PANEL;
+        gemm(from, layer.qkv, rows, u0 * panels, std::min(u1 * panels, layer.qkv.panels), [&](size_t r, int panel, v16f a, v16f c) {
+            put(qkv.data() + (row0 + r) * width(), panel * PANEL, (int)width(), a, c);
+        });
+        const int last = std::min(u1 * a_unit, s.heads + 2 * s.kv_heads);
+        for (size_t t = row0; t < row0 + rows; ++t)
+            for (int h = u0 * a_unit; h < last; ++h) {
+                float* p = qkv.data() + t * width() + (size_t)h * dim;
+                const int key = h - s.heads, value = key - s.kv_heads;
+                if (value < 0) {
+                    const std::vector<float>& norm = key < 0 ? layer.q_norm : layer.k_norm;
+                    if (!norm.empty()) rms_norm(p, norm.data(), dim, s.eps, p);
+                    rotate(p, b.cos + t * (dim / 2), b.sin + t * (dim / 2), dim);
+                }
+                const size_t slot = (size_t)b.slots[t] * s.kv_heads;
+                if (value >= 0) write_head(b.kv_type, b.v[index], b.v_scale ? b.v_scale[index] : nullptr, slot + value, p, dim);
+                else if (key >= 0) write_head(b.kv_type, b.k[index], b.k_scale ? b.k_scale[index] : nullptr, slot + key, p, dim);
+            }
+    }
+
+    void add_product(const Linear& w, const Inputs& from, size_t row0, size_t rows, int task, int count) {
+        float* to = x.data() + row0 * s.hidden;
+        gemm(from, w, rows, (int)part(w.panels, task, count), (int)part(w.panels, task + 1, count),
+             [&](size_t r, int panel, v16f a, v16f c) { add_to(to + r * s.hidden, panel * PANEL, a, c); });
+    }
+
+    void gate_up_product(const Linear& w, const Inputs& from, float* out, size_t rows, int task, int count) {
+        gemm(from, w, rows, (int)part(w.panels, task, count), (int)part(w.panels, task + 1, count),
+             [&](size_t r, int panel, v16f gate, v16f up) {
+                 const int at = panel * 16, n = s.intermediate - at;
+                 float* to = out + r * s.intermediate + at;
+                 const v16f y = silu(gate) * up;
+                 if (n >= 16) store(to, y);
+                 else
+                     for (int j = 0; j < n; ++j) to[j] = y[j];
+             });
+    }
+
+    void attention(const Step& b, const Layer& layer, int index, const Piece& piece, Scratch& scratch) {
+        const int group = s.heads / s.kv_heads, dim = s.head_dim;
+        const float scale = 1.0f / std::sqrt((float)dim);
+        const bool half = s.embedding_type == 1 && bf16_dot_pays();
+        const int first = b.query_start[piece.sequence], n = b.query_start[piece.sequence + 1] - first;
+        const int context = b.context[piece.sequence];
+        const Cache cache{b.k[index], b.v[index], b.k_scale ? b.k_scale[index] : nullptr, b.v_scale ? b.v_scale[index] : nullptr,
+                          s.kv_heads, dim, slot_of.data() + slot_start[piece.sequence]};
+        for (int h = piece.head0; h < piece.head1; ++h) {
+            Pairs pairs;
+            pairs.count = piece.pairs;
+            for (int i = 0; i < pairs.count; ++i) {
+                const int query = (piece.pair0 + i) / group, at = h * group + (piece.pair0 + i) % group;
+                pairs.q[i] = qkv.data() + (first + query) * width() + (size_t)at * dim;
+                pairs.out[i] = mixed.data() + ((size_t)(first + query) * s.heads + at) * dim;
+                pairs.high[i] = context - n + query + 1;
+                pairs.low[i] = layer.window ? std::max(0, pairs.high[i] - layer.window) : 0;
+            }
+            if (b.kv_type == 0) attend<float>(pairs, half, cache, h, scale, scratch);
+            else if (b.kv_type == 1) attend<uint16_t>(pairs, half, cache, h, scale, scratch);
+            else attend<int8_t>(pairs, half, cache, h, scale, scratch);
+        }
+    }
+
+    void output(const Step& b, Desk& desk, int panel0, int panel1) {
+        const Inputs from = in.with(normal.data());
+        if (!b.greedy) {
+            gemm(from, head, b.rows, panel0, panel1, [&](size_t r, int panel, v16f a, v16f c) {
+                put(b.logits + r * (size_t)s.vocab, panel * PANEL, s.vocab, a, c);
+            });
+            return;
+        }
+        gemm(from, head, b.rows, panel0, panel1, [&](size_t r, int panel, v16f a, v16f c) {
+            auto& top = desk.best[r];
+            if (!(reduce_max(vmax(a, c)) >= top.first)) return;
+            for (int j = 0; j < PANEL; ++j) {
+                const int id = panel * PANEL + j;
+                const float value = j < 16 ? a[j] : c[j - 16];
+                if (id < s.vocab && (value > top.first || (value == top.first && id < top.second))) top = {value, id};
+            }
+        });
     }
 
     void put(float* row, int at, int n, v16f a, v16f c) const {
@@ -330,31 +472,6 @@ struct Model {
         if (s.embedding_type == 0) std::memcpy(out, (const float*)s.embedding + at, s.hidden * sizeof(float));
         else
             for (int i = 0; i < s.hidden; ++i) out[i] = bf16_to_float(((const uint16_t*)s.embedding)[at + i]);
-    }
-
-    void output(const Step& b, int thread) {
-        const size_t hidden = s.hidden;
-        const Range mine = share(b.rows, thread);
-        for (size_t r = mine.row0; r < mine.row1; ++r)
-            rms_norm(x.data() + (size_t)b.logit_rows[r] * hidden, final_norm.data(), s.hidden, normal.data() + r * hidden);
-        pool.barrier();
-        const Range rows{0, (size_t)b.rows};
-        if (!b.greedy) {
-            multiply(head, normal.data(), rows, true, thread, [&](size_t r, int panel, v16f a, v16f c) {
-                put(b.logits + r * (size_t)s.vocab, panel * PANEL, s.vocab, a, c);
-            });
-            return;
-        }
-        auto& top = best[thread];
-        multiply(head, normal.data(), rows, true, thread, [&](size_t r, int panel, v16f a, v16f c) {
-            auto& t = top[r];
-            if (!(reduce_max(vmax(a, c)) > t.first)) return;  // panels ascend: the lowest id wins a tie
-            for (int j = 0; j < PANEL; ++j) {
-                const int id = panel * PANEL + j;
-                const float value = j < 16 ? a[j] : c[j - 16];
-                if (id < s.vocab && value > t.first) t = {value, id};
-            }
-        });
     }
 };
 

@@ -1,0 +1,201 @@
+"""Our engine beside its peers on this CPU, in one run: `python -m benchmarks.cpu` (peers: `make peers` first).
+
+Every engine lives in its own process and is asked in turn, in an order drawn anew for each round, so that a machine
+that speeds up or slows down does so for all of them. Printed: medians, the ratio of ours to each peer in the same
+rounds, and the share of the machine's ceiling. Written: everything, as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.cpu.cases import Case, make_cases
+from benchmarks.cpu.floors import Machine, Weights, floor_s
+from benchmarks.cpu.peers import ROOT, Engine, Run, Skipped, start
+from inferoptim.hardware import ceilings
+from inferoptim.hardware.cpu import cpu_facts, usable_cores
+from inferoptim.models.hub import resolve_model
+from inferoptim.models.tokenizer import load_tokenizer
+
+CASES = "decode-1,decode-8,decode-32,prefill-512,prefill-2000"
+ENGINES = "ours,ours kv8,transformers bf16,llama.cpp Q8_0,llama.cpp Q4_0,OpenVINO int8"
+SLOW = "transformers"  # one round is enough for what takes ten times as long
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cpu", description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--cases", default=CASES, help="decode-N (N requests, 97 in, 200 out), prefill-T")
+    parser.add_argument("--engines", default=ENGINES, help="comma-separated; 'ours' comes first")
+    parser.add_argument("--rounds", type=int, default=3, help="medians are taken over these")
+    parser.add_argument("--threads", type=int, default=usable_cores())
+    parser.add_argument(
+        "--peers", type=Path, default=ROOT / ".venv-peers/bin/python", help="their interpreter"
+    )
+    parser.add_argument("--out", type=Path, default=None, help="JSON file; default results/cpu-<time>.json")
+    args = parser.parse_args()
+    names = [name.strip() for name in args.engines.split(",")]
+    files = resolve_model(args.model)
+    cases = make_cases(load_tokenizer(files.folder), tuple(args.cases.split(",")))
+    machine_ceilings = ceilings("cpu", args.threads, remeasure=True)
+    skipped: dict[str, str] = {}
+    engines: list[Engine] = []
+    most = max(case.concurrency for case in cases)
+    longest = max(len(case.prompts[0]) + case.output_tokens for case in cases)
+    try:
+        for name in names:
+            try:
+                engines.append(start(name, files, args.peers, args.threads, most, longest))
+            except Skipped as why:
+                skipped[name] = str(why)
+                print(f"{name}: skipped ({why})", flush=True)
+        runs = measure(engines, cases, args.rounds, skipped)
+    finally:
+        for engine in engines:
+            engine.close()
+    machine = Machine(
+        machine_ceilings.memory_read_bytes_per_s or 0.0, machine_ceilings.gemm_flops_per_s.get("int8", 0.0)
+    )
+    out = args.out or ROOT / f"results/cpu-{datetime.now(timezone.utc):%Y%m%d-%H%M%S}.json"
+    record = {
+        "measured_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": ["python", "-m", "benchmarks.cpu", *sys.argv[1:]],
+        "cpu": cpu_facts().model,
+        "isa": cpu_facts().isa,
+        "threads": args.threads,
+        "ceilings": machine_ceilings.as_record_fields(),
+        "engines": {engine.name: engine.info for engine in engines},
+        "skipped": skipped,
+        "cases": [
+            summary(case, runs, engines, machine)
+            for case in cases
+            if any((e.name, case.name) in runs for e in engines)
+        ],
+    }
+    print_summary(record)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = out.with_suffix(".tmp")
+    aside.write_text(json.dumps(record, indent=1, default=str), encoding="utf-8")
+    aside.replace(out)
+    print(f"\nWritten: {out}")
+
+
+def measure(
+    engines: list[Engine], cases: list[Case], rounds: int, skipped: dict[str, str]
+) -> dict[tuple[str, str], list[Run]]:
+    """Every engine on every case, interleaved; one warm-up each."""
+    runs: dict[tuple[str, str], list[Run]] = {}
+    order = random.Random(0)
+    live = list(engines)
+    for case in cases:
+        warm = Case(case.name, tuple(p[:64] for p in case.prompts), min(case.output_tokens, 4))
+        for round_number in range(-1, rounds):
+            for engine in order.sample(live, len(live)):
+                if engine.name.startswith(SLOW) and round_number > 0:
+                    continue
+                try:
+                    run = engine.ask(warm if round_number < 0 else case)
+                except Skipped as why:
+                    skipped[engine.name] = str(why)
+                    print(f"{engine.name}: given up ({why})", flush=True)
+                    live.remove(engine)
+                    continue
+                if round_number >= 0:
+                    runs.setdefault((engine.name, case.name), []).append(run)
+    return runs
+
+
+def rate(case: Case, run: Run) -> float:
+    """What a case is judged by, tokens/s: prompt tokens (prefill), decode speed of one request, or all output tokens
+    over the whole time, prompts included."""
+    if case.is_prefill:
+        return case.prompt_tokens / run.total_s
+    if case.concurrency == 1 and run.first_s is not None:
+        return (case.output_tokens - 1) / (run.total_s - run.first_s)
+    return case.concurrency * case.output_tokens / run.total_s
+
+
+def summary(
+    case: Case, runs: dict[tuple[str, str], list[Run]], engines: list[Engine], machine: Machine
+) -> dict[str, Any]:
+    """Medians, ratios and share of the ceiling of one case."""
+    rows = {}
+    ours = engines[0]
+    reference = runs.get((ours.name, case.name), [])
+    for engine in engines:
+        mine = runs.get((engine.name, case.name))
+        if not mine:
+            continue
+        rates = [rate(case, run) for run in mine]
+        row: dict[str, Any] = {
+            "tokens_per_s": median(rates),
+            "rates": rates,
+            "total_s": [run.total_s for run in mine],
+            "first_s": [run.first_s for run in mine],
+        }
+        if engine is not ours and reference:
+            row["ours_over_this"] = median(rate(case, r) for r in reference) / median(rates)
+        if engine.name.startswith("ours"):
+            weights = Weights(
+                engine.info["body_parameters"],
+                engine.info["head_parameters"],
+                engine.info["kv_bytes_per_token"],
+            )
+            if machine.read_bytes_per_s and machine.int8_ops_per_s:
+                row["share_of_ceiling"] = _share(case, mine, weights, machine)
+        rows[engine.name] = row
+    return {
+        "name": case.name,
+        "requests": case.concurrency,
+        "prompt_tokens": case.prompt_tokens,
+        "output_tokens": case.output_tokens,
+        "engines": rows,
+    }
+
+
+def _share(case: Case, runs: list[Run], weights: Weights, machine: Machine) -> float:
+    """Least possible time over the time taken: of the decode alone for one request, else of the whole case."""
+    floor = floor_s(case, weights, machine)
+    if case.concurrency == 1 and not case.is_prefill:
+        floor -= floor_s(Case(case.name, case.prompts, 1), weights, machine)
+        return floor / median(run.total_s - (run.first_s or 0.0) for run in runs)
+    return floor / median(run.total_s for run in runs)
+
+
+def print_summary(record: dict[str, Any]) -> None:
+    """The table that a person reads."""
+    ceilings = record["ceilings"]
+    read, gemm = ceilings["memory_read_bytes_per_s"], ceilings["gemm_flops_per_s"].get("int8")
+    print(f"\n{record['cpu']}, {record['threads']} threads", end="")
+    print(f"; reads {read / 1e9:.1f} GB/s" if read else "; read rate not measured", end="")
+    print(f", int8 products {gemm / 1e12:.2f} TOP/s" if gemm else ", int8 rate not measured")
+    for case in record["cases"]:
+        unit = (
+            "prompt tok/s"
+            if case["output_tokens"] == 1
+            else "tok/s decode"
+            if case["requests"] == 1
+            else "tok/s total"
+        )
+        print(
+            f"\n{case['name']}: {case['requests']} request(s), {case['prompt_tokens']} in, {case['output_tokens']} out each"
+        )
+        for name, row in case["engines"].items():
+            low, high = min(row["rates"]), max(row["rates"])
+            line = f"  {name:18s} {row['tokens_per_s']:9.1f} {unit}  ({low:.1f} to {high:.1f})"
+            if "ours_over_this" in row:
+                line += f"   ours / this = {row['ours_over_this']:.2f}"
+            if "share_of_ceiling" in row:
+                line += f"   {row['share_of_ceiling']:.0%} of the ceiling"
+            print(line)
+
+
+if __name__ == "__main__":
+    main()
