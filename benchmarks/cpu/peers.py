@@ -49,7 +49,7 @@ class Engine:
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "HF_HUB_OFFLINE": "1"}
         if python != Path(sys.executable):
             env["PYTHONPATH"] = str(ROOT)
-        self._errors = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would stop a talkative engine
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by `close`; a pipe that nobody reads would stop it)
         self._process = subprocess.Popen(
             [str(python), "-m", "benchmarks.cpu.worker", module, json.dumps(options)],
             stdin=subprocess.PIPE,

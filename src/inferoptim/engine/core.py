@@ -267,7 +267,7 @@ class EngineCore:
             "device": str(self.device),
             "dtype": str(self._decoder.dtype).removeprefix("torch."),
             "decoder": type(self._decoder).__name__,
-            "num_threads": torch.get_num_threads(),
+            "num_threads": getattr(self._decoder, "num_threads", None) or torch.get_num_threads(),
             "load_s": self.load_s,
             "weight_bytes": self._decoder.weight_bytes,
             "max_model_len": self.max_model_len,

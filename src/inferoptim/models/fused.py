@@ -49,8 +49,12 @@ class FusedDecoder:
         self.spec = spec
         self.device = decoder.device
         self.dtype = decoder.dtype
+        self.num_threads = num_threads or usable_cores()
         self._embedding = weights.embedding.contiguous()
         self._inv_freq = weights.inv_freq
+        self._angles = cos_sin(torch.arange(0), weights.inv_freq)
+        self._kv: KVCache | None = None
+        self._kv_pointers: tuple[ctypes.Array[ctypes.c_void_p], ...] = ()
         keep = Keep()
         source = ModelSource(
             hidden=spec.hidden_size,
@@ -60,7 +64,7 @@ class FusedDecoder:
             kv_heads=spec.num_kv_heads,
             head_dim=spec.head_dim,
             vocab=spec.vocab_size,
-            threads=num_threads or usable_cores(),
+            threads=self.num_threads,
             eps=spec.rms_norm_eps,
             embedding_type=0 if self._embedding.dtype == torch.float32 else 1,
             embedding=self._embedding.data_ptr(),
@@ -103,8 +107,10 @@ class FusedDecoder:
 
     def _run(self, batch: Batch, kv: KVCache, logits: int = 0, chosen: int = 0) -> None:
         first = kv.layers[0]
-        pointers = _pointers(kv)
-        cos, sin = cos_sin(batch.positions_T, self._inv_freq)
+        if kv is not self._kv:
+            self._kv, self._kv_pointers = kv, _pointers(kv)
+        pointers = self._kv_pointers
+        cos, sin = self._table(batch.max_context_len)
         self._model.run(
             Step(
                 tokens=batch.token_ids_T.shape[0],
@@ -113,9 +119,9 @@ class FusedDecoder:
                 table_width=batch.block_tables_SM.shape[1],
                 block_size=kv.block_size,
                 kv_type=KV_TYPES[first.k.dtype],
-                longest=batch.max_context_len,
                 greedy=int(chosen != 0),
                 token_ids=batch.token_ids_T.data_ptr(),
+                positions=batch.positions_T.data_ptr(),
                 slots=batch.slot_mapping_T.data_ptr(),
                 query_start=batch.query_start.data_ptr(),
                 context=batch.context_lens_S.data_ptr(),
@@ -131,6 +137,14 @@ class FusedDecoder:
                 chosen=chosen,
             )
         )
+
+    def _table(self, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines of every position below `positions`, at least: [P, D / 2] each, computed once."""
+        known = self._angles[0].shape[0]
+        if known < positions:
+            most = max(self.spec.max_position, positions)
+            self._angles = cos_sin(torch.arange(min(max(positions, 2 * known, 4096), most)), self._inv_freq)
+        return self._angles
 
 
 def unsupported(decoder: Decoder) -> str | None:

@@ -21,9 +21,9 @@ from inferoptim.errors import ConfigError, UnsupportedError
 from inferoptim.hardware.cpu import cpu_facts
 from inferoptim.hardware.measure_cpu import find_compiler
 
-ABI = 1  # io_abi() of step.cpp
+ABI = 2  # io_abi() of step.cpp
 _SOURCES = ("step.cpp", "gemm.h", "attention.h", "rows.h", "pool.h", "vector.h")
-_FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-fno-math-errno", "-ffp-contract=off", "-w")
+_FLAGS = ("-O2", "-std=c++17", "-shared", "-fPIC", "-pthread", "-fno-math-errno", "-ffp-contract=off", "-w")
 _TIMEOUT_S = 300
 _log = logging.getLogger(__name__)
 

@@ -46,8 +46,11 @@ class ModelSource(Structure):
 class Step(Structure):
     _fields_ = (
         *((name, c_int32) for name in ("tokens", "sequences", "rows", "table_width", "block_size")),
-        *((name, c_int32) for name in ("kv_type", "longest", "greedy")),
-        *((name, c_void_p) for name in ("token_ids", "slots", "query_start", "context", "tables")),
+        *((name, c_int32) for name in ("kv_type", "greedy")),
+        *(
+            (name, c_void_p)
+            for name in ("token_ids", "positions", "slots", "query_start", "context", "tables")
+        ),
         *((name, c_void_p) for name in ("logit_rows", "cos", "sin")),
         *((name, c_void_p) for name in ("k", "v", "k_scale", "v_scale", "logits", "chosen")),
     )

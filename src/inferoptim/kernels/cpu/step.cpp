@@ -39,9 +39,9 @@ struct ModelSource {
 };
 
 struct Step {
-    int32_t tokens, sequences, rows, table_width, block_size, kv_type, longest, greedy;
-    const int32_t *token_ids, *slots, *query_start, *context, *tables, *logit_rows;
-    const float *cos, *sin;  // [tokens, head_dim / 2]
+    int32_t tokens, sequences, rows, table_width, block_size, kv_type, greedy;
+    const int32_t *token_ids, *positions, *slots, *query_start, *context, *tables, *logit_rows;
+    const float *cos, *sin;  // [position, head_dim / 2]
     void* const* k;          // one pointer a layer
     void* const* v;
     float* const* k_scale;
@@ -375,7 +375,8 @@ struct Model {
                 if (value < 0) {
                     const std::vector<float>& norm = key < 0 ? layer.q_norm : layer.k_norm;
                     if (!norm.empty()) rms_norm(p, norm.data(), dim, s.eps, p);
-                    rotate(p, b.cos + t * (dim / 2), b.sin + t * (dim / 2), dim);
+                    const size_t angle = (size_t)b.positions[t] * (dim / 2);
+                    rotate(p, b.cos + angle, b.sin + angle, dim);
                 }
                 const size_t slot = (size_t)b.slots[t] * s.kv_heads;
                 if (value >= 0) write_head(b.kv_type, b.v[index], b.v_scale ? b.v_scale[index] : nullptr, slot + value, p, dim);
@@ -511,7 +512,7 @@ int64_t io_set_head(void* model, const LinearSource* source) {
 
 void io_run(void* model, const Step* step) { ((Model*)model)->run(*step); }
 void io_destroy(void* model) { delete (Model*)model; }
-int32_t io_abi() { return 1; }
+int32_t io_abi() { return 2; }
 const char* io_isa() {
 #if defined(IO_VNNI) && defined(IO_BF16_DOT)
     return "avx512-vnni-bf16";
