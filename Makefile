@@ -20,8 +20,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 BASE := $(VENV)/.stamp-base
 BENCH := $(VENV)/.stamp-bench
 DEV := $(VENV)/.stamp-dev
+PEERS_VENV ?= $(ROOT)/.venv-peers
+PEERS := $(PEERS_VENV)/.stamp-peers
 
-.PHONY: help bench test lint doctor clean test-tools
+.PHONY: help bench test lint doctor peers clean test-tools
 
 help: ## This list
 	@echo "Inference-Optim-LLM"
@@ -33,6 +35,8 @@ bench: $(BENCH) ## The main job on this machine: what each lever gains; writes r
 
 doctor: $(BENCH) ## Is this machine ready? What is missing, and what to do about it
 	@cd '$(ROOT)' && '$(BIN)/inferoptim' doctor
+
+peers: $(PEERS) ## llama.cpp (compiled here) and OpenVINO GenAI for python -m benchmarks.cpu, in an environment of their own
 
 # Every check runs even after one failed, so that one pass shows everything that is wrong.
 define CHECKS
@@ -67,7 +71,7 @@ test-tools:
 	done
 
 clean: ## Remove what make built (environment, caches); results/ stays
-	cd '$(ROOT)' && rm -rf '$(VENV)' build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache \
+	cd '$(ROOT)' && rm -rf '$(VENV)' '$(PEERS_VENV)' build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache \
 	  .import_linter_cache .hypothesis && find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BASE): $(ROOT)/constraints.txt
@@ -86,3 +90,13 @@ $(BENCH): $(BASE) $(ROOT)/pyproject.toml
 $(DEV): $(BASE) $(ROOT)/pyproject.toml
 	$(PIP) install -q -c '$(ROOT)/constraints.txt' -e '$(ROOT)[dev]'
 	@touch '$@' '$(BENCH)'
+
+# torchvision comes along with optimum-intel, is not needed for text, and fails to load beside a CPU-only torch.
+$(PEERS): $(ROOT)/constraints.txt
+	@test -x '$(PEERS_VENV)/bin/python' || '$(PYTHON)' -m venv '$(PEERS_VENV)'
+	@echo "Installing the peers; compiling llama.cpp takes about 10 minutes on two cores"
+	'$(PEERS_VENV)/bin/python' -m pip --disable-pip-version-check install -q -c '$(ROOT)/constraints.txt' $(if $(TORCH_INDEX),--index-url '$(TORCH_INDEX)') torch
+	'$(PEERS_VENV)/bin/python' -m pip --disable-pip-version-check install -q -c '$(ROOT)/constraints.txt' --no-binary llama-cpp-python \
+	  llama-cpp-python openvino-genai 'optimum-intel[openvino]'
+	'$(PEERS_VENV)/bin/python' -m pip --disable-pip-version-check uninstall -q -y torchvision
+	@touch '$@'
