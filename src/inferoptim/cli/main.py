@@ -86,6 +86,21 @@ COMMANDS = (
         "lint", "inferoptim.cli.claims:lint", "Is a published benchmark row physically possible?", MONEY
     ),
     CommandEntry(
+        "build",
+        "inferoptim.cli.build:build",
+        "Quantise with calibration and write a serving artefact with its proof.",
+        SERVE,
+    ),
+    CommandEntry(
+        "inspect",
+        "inferoptim.cli.build:inspect",
+        "Show an artefact and check that its files are what was built.",
+        SERVE,
+    ),
+    CommandEntry(
+        "compare", "inferoptim.cli.compare:compare", "Same quality? faster? The A/B and CI gate.", SERVE
+    ),
+    CommandEntry(
         "serve",
         "inferoptim.cli.serve:serve",
         "OpenAI-compatible server with Prometheus metrics and live cost.",

@@ -27,7 +27,7 @@ from inferoptim.kernels.cpu.native import (
 from inferoptim.models.batch import Batch, KVCache
 from inferoptim.models.decoder import Decoder
 from inferoptim.models.rotary import cos_sin
-from inferoptim.quant.formats import DenseWeight, Int8Weight, Linear
+from inferoptim.quant.formats import DenseWeight, Fp8Weight, Int8Weight, Linear
 
 
 class FusedDecoder:
@@ -155,6 +155,8 @@ def unsupported(decoder: Decoder) -> str | None:
         return f"{decoder.dtype} is not float32 or bfloat16"
     if decoder.spec.head_dim % 16:
         return f"head size {decoder.spec.head_dim} is not a multiple of 16"
+    if any(isinstance(layer.qkv, Fp8Weight) for layer in decoder.weights.layers):
+        return "its weights are FP8"
     return None
 
 

@@ -16,6 +16,7 @@ from typing import Literal
 
 from inferoptim.errors import ConfigError, DataError, UnsupportedError
 from inferoptim.models import cache, sources
+from inferoptim.models.artefact_check import check_digests
 from inferoptim.models.cache import Manifest, Progress
 
 Source = Literal["cache", "hub", "pypi", "local", "gguf"]
@@ -268,6 +269,7 @@ def _resolve_folder(name: str, path: Path, *, progress: Progress | None, verify:
     kept = tuple(known[n] for n in names if unchanged(n))
     fresh = cache.record_files(path, [n for n in names if not unchanged(n)], progress)
     manifest = Manifest(str(path), "local", "local", kept + fresh)
+    check_digests(path, {record.name: record.sha256 for record in manifest.files})
     if fresh:
         try:
             note.parent.mkdir(parents=True, exist_ok=True)

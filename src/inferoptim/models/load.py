@@ -20,8 +20,18 @@ from inferoptim.models.decoder import Decoder, DecoderWeights, LayerWeights
 from inferoptim.models.rotary import inverse_frequencies
 from inferoptim.models.sources import weight_shards
 from inferoptim.models.spec import ModelSpec, spec_from_config, token_ids
-from inferoptim.models.weights import check_finite, check_weights, weight_shapes
-from inferoptim.quant.formats import DenseWeight, Linear
+from inferoptim.models.weights import check_finite, check_weights, expected_shapes, weight_shapes
+from inferoptim.quant.checkpoint import (
+    QuantScheme,
+    dequantised,
+    is_quantised,
+    joined,
+    logical_shapes,
+    moved,
+    read_linear,
+    scheme_from_config,
+)
+from inferoptim.quant.formats import DenseWeight, Fp8Weight, Linear
 from inferoptim.quant.fp8 import quantize_linear_fp8
 from inferoptim.quant.int8 import quantize_linear
 
@@ -33,15 +43,27 @@ def read_spec(folder: Path) -> ModelSpec:
         DataError: config.json is missing or not JSON.
         UnsupportedError: an architecture or feature that the decoder does not have.
     """
-    spec = spec_from_config(_read_object(folder / "config.json"))
+    spec = spec_from_config(_read_json(folder / "config.json"))
     generation = folder / "generation_config.json"
     if generation.is_file():  # chat models often end a turn by a token that only this file names
-        stops = token_ids(_read_object(generation).get("eos_token_id"))
+        stops = token_ids(_read_json(generation).get("eos_token_id"))
         spec = replace(spec, eos_token_ids=stops) if stops else spec
     return spec
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_scheme(folder: Path) -> QuantScheme | None:
+    """How the checkpoint in a model folder is quantised; None where it is not.
+
+    Raises:
+        UnsupportedError: a quantisation that is not read here, by name.
+    """
+    modelopt = folder / "hf_quant_config.json"
+    return scheme_from_config(
+        _read_json(folder / "config.json"), _read_json(modelopt) if modelopt.is_file() else None
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -62,6 +84,7 @@ def load_decoder(
     dtype: torch.dtype,
     quantization: str = "none",
     max_layers: int | None = None,
+    emulate_fp8: bool = False,
 ) -> Decoder:
     """Load a model.
 
@@ -69,18 +92,22 @@ def load_decoder(
         quantization: 'none', 'int8' (weights and dynamic activations) or 'int8-weight-only': linear layers and the output
             head are quantised, the embedding keeps `dtype` for its look-ups; 'fp8' (E4M3 weights and dynamic activations):
             linear layers are quantised, the head keeps `dtype`.
+            A checkpoint that is quantised already keeps its linear layers as they are; the setting then applies to the head.
+        emulate_fp8: on a device without FP8, compute what one with it would (slow: for judging quality); otherwise such a
+            checkpoint is dequantised there.
         max_layers: keep only the first layers (then final norm and head): a draft made of the model itself.
 
     Raises:
         DataError: a tensor is missing, misshapen or not finite.
         UnsupportedError: a quantisation that this device lacks.
     """
-    if quantization == "fp8":
+    if quantization == "fp8" and not emulate_fp8:
         check_fp8(device)
-    elif quantization not in ("none", "int8", "int8-weight-only"):
+    elif quantization not in ("none", "int8", "int8-weight-only", "fp8"):
         raise UnsupportedError(f"quantization={quantization} is not available on {device.type}")
     spec = read_spec(folder)
-    check_weights(spec, weight_shapes(folder))
+    scheme, shapes = read_scheme(folder), weight_shapes(folder)
+    check_weights(spec, shapes if scheme is None else logical_shapes(shapes, expected_shapes(spec)))
     if max_layers is not None:
         windows = spec.sliding_windows[:max_layers]
         spec = replace(spec, num_layers=max_layers, sliding_windows=windows)
@@ -94,8 +121,24 @@ def load_decoder(
         return quantize_linear(dense, dynamic_activations=quantization == "int8")
 
     with ExitStack() as stack:
-        get = _reader(folder, stack, device, dtype)
-        layers = tuple(_layer(spec, index, get, convert) for index in range(spec.num_layers))
+        stored = _reader(folder, stack)
+
+        def get(name: str) -> torch.Tensor:
+            # a copy: the memory map goes with the file, and an unquantised weight must not keep it alive
+            return stored(name).to(device=device, dtype=dtype, copy=True)
+
+        def quantised(module: str) -> Linear | None:
+            """The layer as the checkpoint quantised it; None where it holds it dense."""
+            if scheme is None or not is_quantised(module, shapes):
+                return None
+            shape = expected_shapes_of[f"{module}.weight"]
+            linear = read_linear(module, scheme, shapes, stored, shape=(shape[0], shape[1]), dtype=dtype)
+            if isinstance(linear, Fp8Weight) and not emulate_fp8 and not has_fp8(device):
+                linear = dequantised(linear, dtype)
+            return moved(linear, device)
+
+        expected_shapes_of = expected_shapes(spec)
+        layers = tuple(_layer(spec, index, get, quantised, convert) for index in range(spec.num_layers))
         embedding = get("model.embed_tokens.weight")
         output = embedding if spec.tied_embeddings else get("lm_head.weight")
         head = DenseWeight(output) if quantization == "fp8" else convert(output)
@@ -109,6 +152,11 @@ def load_decoder(
     return Decoder(spec, weights, device=device, dtype=dtype)
 
 
+def has_fp8(device: torch.device) -> bool:
+    """Whether the device multiplies float8 (an NVIDIA GPU of compute capability 8.9 or later)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+
+
 def check_fp8(device: torch.device) -> None:
     """Refuse a device whose tensor cores have no float8.
 
@@ -117,18 +165,16 @@ def check_fp8(device: torch.device) -> None:
     """
     if device.type != "cuda":
         raise UnsupportedError(f"quantization=fp8 is not available on {device.type}; use int8")
-    capability = torch.cuda.get_device_capability(device)
-    if capability < (8, 9):
+    if not has_fp8(device):
+        major, minor = torch.cuda.get_device_capability(device)
         raise UnsupportedError(
             f"fp8 needs compute capability 8.9 or later, {torch.cuda.get_device_name(device)} has "
-            f"{capability[0]}.{capability[1]}: use int8 or none"
+            f"{major}.{minor}: use int8 or none"
         )
 
 
-def _reader(
-    folder: Path, stack: ExitStack, device: torch.device, dtype: torch.dtype
-) -> Callable[[str], torch.Tensor]:
-    """A function from a tensor's name to its own copy on `device` in `dtype`, checked finite."""
+def _reader(folder: Path, stack: ExitStack) -> Callable[[str], torch.Tensor]:
+    """A function from a tensor's name to the tensor as stored, checked finite."""
     shards = weight_shards(folder)
     names = {name: shard for shard, held in (shards or {}).items() for name in held}
     files = {
@@ -136,27 +182,34 @@ def _reader(
         for shard in (shards or {"model.safetensors": set()})
     }
 
-    def get(name: str) -> torch.Tensor:
-        stored: torch.Tensor = files[names.get(name, "model.safetensors")].get_tensor(name)
-        check_finite(name, stored)
-        # a copy: the memory map goes with the file, and an unquantised weight must not keep it alive
-        return stored.to(device=device, dtype=dtype, copy=True)
+    def stored(name: str) -> torch.Tensor:
+        tensor: torch.Tensor = files[names.get(name, "model.safetensors")].get_tensor(name)
+        if tensor.is_floating_point():
+            check_finite(name, tensor.float() if tensor.itemsize == 1 else tensor)
+        return tensor
 
-    return get
+    return stored
 
 
 def _layer(
     spec: ModelSpec,
     index: int,
     get: Callable[[str], torch.Tensor],
+    quantised: Callable[[str], Linear | None],
     convert: Callable[[torch.Tensor, torch.Tensor | None], Linear],
 ) -> LayerWeights:
     prefix = f"model.layers.{index}."
 
     def fused(names: tuple[str, ...], biased: bool = False) -> Linear:
-        weight = torch.cat([get(f"{prefix}{name}.weight") for name in names])
         bias = torch.cat([get(f"{prefix}{name}.bias") for name in names]) if biased else None
-        return convert(weight, bias)
+        parts = [quantised(prefix + name) for name in names]
+        if all(part is None for part in parts):
+            return convert(torch.cat([get(f"{prefix}{name}.weight") for name in names]), bias)
+        present = [
+            DenseWeight(get(f"{prefix}{name}.weight")) if part is None else part
+            for name, part in zip(names, parts, strict=True)
+        ]
+        return joined(present, bias, get(f"{prefix}input_layernorm.weight").dtype)
 
     return LayerWeights(
         input_norm=get(f"{prefix}input_layernorm.weight"),

@@ -25,6 +25,7 @@ from inferoptim.errors import DataError, UnsupportedError
 from inferoptim.models.cache import Progress, disk_full, require_room, sha256_file
 
 PROBE_TIMEOUT_S = 3.0  # what an unreachable Hub may cost, name resolution included
+ARTEFACT_NAME = "artefact.json"  # the proof that `inferoptim build` writes beside a model
 _SETTINGS = (
     "config.json",
     "generation_config.json",
@@ -32,6 +33,8 @@ _SETTINGS = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    "hf_quant_config.json",
+    ARTEFACT_NAME,
 )
 _INDEX = "model.safetensors.index.json"
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")

@@ -152,13 +152,6 @@ def _refuse_unsupported(config: dict[str, Any], architecture: str) -> None:
         raise UnsupportedError(
             f"{architecture}: partial_rotary_factor={partial} is not supported; supported: 1.0"
         )
-    quantized = config.get("quantization_config")
-    if quantized:
-        method = quantized.get("quant_method", "unknown")
-        raise UnsupportedError(
-            f"{architecture}: a checkpoint quantised by {method!r} is not supported; supported: float32, bfloat16 and "
-            "float16 checkpoints, quantised here (quantization=int8)"
-        )
 
 
 def _rope(config: dict[str, Any], max_position: int) -> tuple[float, RopeScaling | None]:

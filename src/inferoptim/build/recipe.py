@@ -1,0 +1,65 @@
+"""What to do to a model: the choices of a build, checked against each other before anything is read."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from inferoptim.quant.observers import ObserverName
+
+Quantization = Literal["none", "fp8", "int8", "int8-weight-only", "int4-weight-only"]
+KVCacheDtype = Literal["auto", "fp8", "int8"]
+
+
+class Recipe(BaseModel):
+    """How the weights, their inputs and the KV-cache are quantised. Stored in the artefact."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    quantization: Quantization = "int8"
+    observer: ObserverName = Field("mse", description="Which scale a weight gets: max, percentile or mse.")
+    smooth: bool = Field(True, description="int8: SmoothQuant where it lowers the error.")
+    compensate: bool = Field(True, description="int4: GPTQ error compensation.")
+    group_size: int = Field(
+        128, ge=32, description="int4: input channels that share a scale, where it divides them."
+    )
+    granularity: Literal["channel", "tensor"] = Field(
+        "channel", description="fp8: scales per output channel or per tensor."
+    )
+    activations: Literal["dynamic", "static"] = Field(
+        "dynamic", description="fp8: input scales at run time or calibrated."
+    )
+    kv_cache_dtype: KVCacheDtype = Field("auto", description="auto: the model's type.")
+    keep_above: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Leave a product in the model's type where its relative error would pass this; None: quantise all.",
+    )
+
+    @model_validator(mode="after")
+    def _no_contradiction(self) -> Recipe:
+        if self.quantization != "fp8" and (self.granularity, self.activations) != ("channel", "dynamic"):
+            raise ValueError("granularity and activations choose between FP8 recipes: set quantization=fp8")
+        if self.quantization == "none" and self.keep_above is not None:
+            raise ValueError("keep_above has nothing to keep with quantization=none")
+        return self
+
+    @property
+    def quantises_inputs(self) -> bool:
+        """Whether products multiply 8-bit inputs."""
+        return self.quantization in ("fp8", "int8")
+
+    def describe(self) -> str:
+        """In a few words, for people."""
+        words = {
+            "none": "weights as they are",
+            "fp8": f"FP8 W8A8, weights per {self.granularity}, inputs {self.activations}",
+            "int8": f"INT8 W8A8{' with SmoothQuant' if self.smooth else ''}, inputs per token",
+            "int8-weight-only": "INT8 weights per channel",
+            "int4-weight-only": f"INT4 weights in groups of {self.group_size}{' with GPTQ' if self.compensate else ''}",
+        }[self.quantization]
+        kv = "" if self.kv_cache_dtype == "auto" else f", {self.kv_cache_dtype} KV-cache"
+        observer = "" if self.quantization == "none" else f", {self.observer} observer"
+        return words + observer + kv

@@ -1,0 +1,250 @@
+"""``inferoptim build`` and ``inferoptim inspect``: make a serving artefact; show one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from inferoptim.cli.money import Table, emit
+
+if TYPE_CHECKING:
+    from inferoptim.build.artefact import Artefact
+    from inferoptim.records.schema import Interval
+
+
+def build(
+    model: Annotated[
+        str, typer.Argument(help="Alias, Hub id, local folder or .gguf file; not quantised yet.")
+    ] = "smollm2-135m",
+    out: Annotated[Path, typer.Option("--out", help="Folder to make.")] = Path("artefact"),
+    quantization: Annotated[
+        Literal["fp8", "int8", "int8-weight-only", "int4-weight-only", "none"],
+        typer.Option("--quantization", help="What becomes of the linear layers' weights and inputs."),
+    ] = "int8",
+    kv_cache_dtype: Annotated[
+        Literal["auto", "fp8", "int8"],
+        typer.Option("--kv-cache-dtype", help="auto: the model's type."),
+    ] = "auto",
+    observer: Annotated[
+        Literal["max", "percentile", "mse"],
+        typer.Option(
+            "--observer", help="How a scale is chosen: clip nothing, a quantile, or the least squared error."
+        ),
+    ] = "mse",
+    smooth: Annotated[
+        bool, typer.Option("--smooth/--no-smooth", help="int8: SmoothQuant where it lowers the error.")
+    ] = True,
+    gptq: Annotated[bool, typer.Option("--gptq/--no-gptq", help="int4: error compensation.")] = True,
+    group_size: Annotated[
+        int,
+        typer.Option(
+            "--group-size", help="int4: input channels that share a scale, halved where it must divide."
+        ),
+    ] = 128,
+    fp8_granularity: Annotated[
+        Literal["channel", "tensor"], typer.Option("--fp8-granularity", help="fp8: scales of the weights.")
+    ] = "channel",
+    fp8_activations: Annotated[
+        Literal["dynamic", "static"], typer.Option("--fp8-activations", help="fp8: scales of the inputs.")
+    ] = "dynamic",
+    keep_above: Annotated[
+        float | None,
+        typer.Option(
+            "--keep-above",
+            help="Leave a product in the model's type where its relative error passes this (e.g. 0.03).",
+        ),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration",
+            help="Your prompts: one a line, or JSON lines with 'prompt'. Default: the shipped texts.",
+        ),
+    ] = None,
+    calibration_tokens: Annotated[
+        int, typer.Option("--calibration-tokens", min=32, help="Most tokens to calibrate on.")
+    ] = 2048,
+    max_batch_size: Annotated[
+        int | None, typer.Option("--max-batch-size", min=1, help="Most requests in one step.")
+    ] = None,
+    max_input_len: Annotated[
+        int | None, typer.Option("--max-input-len", min=1, help="Longest prompt, tokens.")
+    ] = None,
+    max_output_len: Annotated[
+        int | None, typer.Option("--max-output-len", min=1, help="Longest answer, tokens.")
+    ] = None,
+    tensor_parallel: Annotated[
+        int, typer.Option("--tensor-parallel", min=1, help="GPUs to serve it on.")
+    ] = 1,
+    tune_budget: Annotated[
+        float,
+        typer.Option(
+            "--tune-budget", min=0, help="Seconds to search engine settings on this machine; 0: none."
+        ),
+    ] = 0.0,
+    export: Annotated[
+        Literal["hf", "modelopt"],
+        typer.Option("--export", help="hf: compressed-tensors; modelopt: for TensorRT-LLM."),
+    ] = "hf",
+    reproducible: Annotated[
+        bool,
+        typer.Option("--reproducible", help="No time stamp and no tuning: two builds give the same bytes."),
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an artefact that is there.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print artefact.json.")] = False,
+) -> None:
+    """Quantise a model with calibration, prove what it cost in quality, and write a serving artefact.
+
+    The artefact is a standard Hugging Face folder (compressed-tensors) plus artefact.json: recipe, errors by layer, quality with
+    intervals on texts that calibration never saw, engine settings, and the SHA-256 of every file.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from inferoptim.bench.corpus import LANGUAGES, paragraphs
+    from inferoptim.bench.prompt_file import read_prompts
+    from inferoptim.build.pipeline import BuildRequest, build_artefact
+    from inferoptim.build.recipe import Recipe
+    from inferoptim.config import create_validated
+    from inferoptim.models.hub import resolve_model
+    from inferoptim.models.tokenizer import load_tokenizer
+
+    recipe = create_validated(
+        Recipe,
+        {
+            "quantization": quantization,
+            "observer": observer,
+            "smooth": smooth,
+            "compensate": gptq,
+            "group_size": group_size,
+            "granularity": fp8_granularity,
+            "activations": fp8_activations,
+            "kv_cache_dtype": kv_cache_dtype,
+            "keep_above": keep_above,
+        },
+    )
+    limits = {
+        "max_batch_size": max_batch_size,
+        "max_input_len": max_input_len,
+        "max_output_len": max_output_len,
+        "tensor_parallel": tensor_parallel if tensor_parallel > 1 else None,
+    }
+    # Even paragraphs calibrate, odd ones prove; both languages alternate.
+    shipped = [
+        text for pair in zip(*(paragraphs(lang)[0::2] for lang in LANGUAGES), strict=False) for text in pair
+    ]
+    files = resolve_model(model)
+    own: list[tuple[int, ...]] | None = None
+    if calibration is not None:
+        own = [p.prompt_token_ids for p in read_prompts(calibration, load_tokenizer(files.folder), 1)]
+    request = BuildRequest(
+        files=files,
+        out=out,
+        recipe=recipe,
+        calibration=shipped if own is None else own,
+        calibration_source="shipped English and French texts, even paragraphs"
+        if calibration is None
+        else calibration.name,
+        proof={lang: list(paragraphs(lang)[1::2]) for lang in LANGUAGES},
+        proof_source="shipped English and French texts, odd paragraphs",
+        limits={name: value for name, value in limits.items() if value is not None},
+        calibration_tokens=calibration_tokens,
+        tune_budget_s=tune_budget,
+        export=export,
+        reproducible=reproducible,
+        force=force,
+    )
+    with Progress(console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done + 1)
+
+        artefact = build_artefact(request, show)
+    _print(artefact, out, json=json)
+
+
+def inspect(
+    folder: Annotated[Path, typer.Argument(help="An artefact that `inferoptim build` wrote.")],
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Check the SHA-256 of every file.")
+    ] = True,
+    json: Annotated[bool, typer.Option("--json", help="Print artefact.json.")] = False,
+) -> None:
+    """Show what an artefact is, what it cost in quality, and that its files are the ones that were built."""
+    from inferoptim.build.artefact import read_artefact
+    from inferoptim.errors import ConfigError
+    from inferoptim.models.hub import resolve_model
+
+    artefact = read_artefact(folder) if folder.is_dir() else None
+    if artefact is None:
+        raise ConfigError(
+            f"{folder}: no artefact.json; make one with `inferoptim build MODEL --out {folder}`"
+        )
+    if verify:
+        resolve_model(str(folder.resolve()), verify=True)
+    _print(artefact, folder, json=json, verified=verify)
+
+
+def _print(artefact: Artefact, folder: Path, *, json: bool, verified: bool = True) -> None:
+    from inferoptim.units import NOT_MEASURED, format_bytes
+
+    memory, quality = artefact.memory, artefact.quality
+    rows: list[tuple[str, str]] = [
+        ("source", f"{artefact.source.model} ({artefact.source.revision}, {artefact.source.parameters:,} parameters)"),
+        ("recipe", artefact.recipe.describe()),
+        ("calibration", "none" if artefact.calibration is None else f"{artefact.calibration.tokens} tokens, {artefact.calibration.source}"),
+        ("tensors on disk", f"{format_bytes(memory.tensors_bytes)}; arithmetic says {format_bytes(memory.predicted_tensors_bytes)}; source {format_bytes(memory.source_tensors_bytes)}"),
+        ("weights in memory", format_bytes(memory.resident_bytes)),
+        ("engine settings", ", ".join(f"{k}={v}" for k, v in artefact.engine.items()) or "defaults"),
+        ("files", f"{len(artefact.files)}, {'every SHA-256 checked' if verified else 'digests not checked'}"),
+    ]  # fmt: skip
+    tables = [Table(f"Artefact {folder}", ("", ""), rows)]
+    if quality is None:
+        rows.append(("quality", NOT_MEASURED))
+    else:
+        increase = quality.perplexity_ratio
+        tables.append(
+            Table(
+                f"Quality against the source: {quality.texts}, {quality.tokens} tokens",
+                ("", "value", "95 % interval"),
+                [
+                    ("perplexity", *_percent(increase, less=1.0)),
+                    ("top-1 agreement", *_percent(quality.top1_agreement)),
+                    ("top-5 overlap", *_percent(quality.top5_overlap)),
+                    ("KL divergence, nats", f"{quality.kl_nats.value:.4f}", f"{quality.kl_nats.low:.4f} … {quality.kl_nats.high:.4f}"),
+                    ("smallest perplexity increase that this sample would have shown", f"{quality.detectable_perplexity_increase:.2%}", ""),
+                ],
+            )
+        )  # fmt: skip
+    tables.append(_worst_layers(artefact))
+    kept = [f"{layer.layer}.{product}" for layer in artefact.layers for product in layer.kept]
+    notes = list(artefact.warnings)
+    if kept:
+        notes.append(f"left in {artefact.source.dtype}: {', '.join(kept)}")
+    emit(artefact.model_dump(mode="json"), tables, json=json, csv=False, notes=notes)
+
+
+def _worst_layers(artefact: Artefact) -> Table:
+    products = sorted(
+        (
+            (error, layer.layer, product)
+            for layer in artefact.layers
+            for product, error in layer.products.items()
+        ),
+        reverse=True,
+    )
+    rows = [(f"layer {layer} {product}", f"{error:.2%}") for error, layer, product in products[:5]]
+    return Table(
+        "Largest relative errors of a product's output on the calibration inputs", ("", "error"), rows
+    )
+
+
+def _percent(interval: Interval, less: float = 0.0) -> tuple[str, str]:
+    value, low, high = (x - less for x in (interval.value, interval.low, interval.high))
+    sign = "+" if less else ""
+    return f"{value:{sign}.2%}", f"{low:{sign}.2%} … {high:{sign}.2%}"

@@ -1,0 +1,105 @@
+"""What a model says of a text that is already written: logits of every position, and how two models differ on it.
+
+Legend: T tokens · V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from inferoptim.engine.kv_cache import allocate_kv_cache
+from inferoptim.engine.runner import DecoderLike
+from inferoptim.models.batch import Batch
+
+Array = NDArray[np.float64]
+_BLOCK = 16
+
+
+class Scorer:
+    """Runs whole sequences through a decoder, each in one step on a cache of its own.
+
+    Args:
+        decoder: any; on a GPU or CPU.
+        max_tokens: longest sequence.
+        kv_quantization: of the cache, as in `EngineConfig`.
+    """
+
+    def __init__(self, decoder: DecoderLike, max_tokens: int, kv_quantization: str = "none") -> None:
+        self._decoder = decoder
+        self._blocks = -(-max_tokens // _BLOCK)
+        self._kv = allocate_kv_cache(
+            decoder.spec,
+            self._blocks,
+            _BLOCK,
+            model_dtype=decoder.dtype,
+            device=decoder.device,
+            kv_quantization=kv_quantization,
+        )
+
+    @torch.inference_mode()
+    def logits(self, token_ids: Sequence[int]) -> torch.Tensor:
+        """Float32 logits [T, V], row t for the token after `token_ids[: t + 1]`."""
+        device, length = self._decoder.device, len(token_ids)
+
+        def integers(values: Sequence[int]) -> torch.Tensor:
+            return torch.tensor(values, dtype=torch.int32, device=device)
+
+        positions = torch.arange(length, dtype=torch.int32, device=device)
+        batch = Batch(
+            token_ids_T=integers(token_ids),
+            positions_T=positions,
+            slot_mapping_T=positions,
+            query_start=integers([0, length]),
+            context_lens_S=integers([length]),
+            block_tables_SM=torch.arange(self._blocks, dtype=torch.int32, device=device)[None],
+            logit_rows_R=positions,
+            max_query_len=length,
+            max_context_len=length,
+        )
+        return self._decoder.forward(batch, self._kv).float()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDivergence:
+    """Two models on one text, a value for each predicted token (all but the first)."""
+
+    nll_reference: Array  # nats
+    nll: Array  # nats
+    kl: Array  # KL(reference || other), nats
+    top1_equal: Array  # 1 where both put the same token first
+    top5_overlap: Array  # share of the reference's five likeliest tokens that are among the other's five
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.nll)
+
+
+def divergence(
+    reference_TV: torch.Tensor, other_TV: torch.Tensor, token_ids: Sequence[int]
+) -> TokenDivergence:
+    """Compare two models' logits of the same text.
+
+    Args:
+        reference_TV, other_TV: float32 [T, V], as `Scorer.logits` gives.
+    """
+    targets = torch.tensor(token_ids[1:], dtype=torch.int64)[:, None]
+    p = F.log_softmax(reference_TV[:-1].float().cpu(), dim=-1)
+    q = F.log_softmax(other_TV[:-1].float().cpu(), dim=-1)
+    top_p, top_q = p.topk(5, dim=-1).indices, q.topk(5, dim=-1).indices
+
+    def array(x: torch.Tensor) -> Array:
+        return x.double().numpy()
+
+    return TokenDivergence(
+        nll_reference=array(-p.gather(1, targets)[:, 0]),
+        nll=array(-q.gather(1, targets)[:, 0]),
+        kl=array((p.exp() * (p - q)).sum(-1).clamp_min(0)),
+        top1_equal=array(p.argmax(-1) == q.argmax(-1)),
+        top5_overlap=array((top_p[:, :, None] == top_q[:, None, :]).any(-1).double().mean(-1)),
+    )

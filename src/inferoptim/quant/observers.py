@@ -1,0 +1,80 @@
+"""Observers: which scale a set of values gets. All symmetric: ``scale = clip / high`` for a clipping point `clip`.
+
+`max` clips nothing. `percentile` clips what lies beyond a quantile of the magnitudes. `mse` tries clipping points and
+keeps the one with the least squared error, so that a few outliers do not spend the grid's resolution.
+
+Legend: N output features · K input features · G groups.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+
+from inferoptim.quant.grid import Grid, grouped, safe
+
+ObserverName = Literal["max", "percentile", "mse"]
+OBSERVERS: tuple[ObserverName, ...] = get_args(ObserverName)
+PERCENTILE = 0.9995
+# Clip at these shares of the largest magnitude. An 8-bit grid wastes little on outliers, a 4-bit grid much.
+_SHRINKS = {8: (1.0, 0.97, 0.94, 0.9, 0.85, 0.75), 4: tuple(1.0 - 0.04 * i for i in range(13))}
+_QUANTILE_SAMPLE = 1 << 22  # torch.quantile takes at most 2^24 values
+
+
+def weight_scales(
+    weight_NK: torch.Tensor,
+    grid: Grid,
+    observer: ObserverName,
+    *,
+    group_size: int | None = None,
+    importance_K: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """One scale for each output channel and group of input channels.
+
+    Args:
+        group_size: divides K; None = one group a channel.
+        importance_K: for `mse`, the weight of each input channel's error (its inputs' mean square); None = equal.
+
+    Returns:
+        float32 [N, G]; 0 for a group of zeros.
+    """
+    groups = grouped(weight_NK.float(), group_size)
+    top = groups.abs().amax(-1)
+    if observer == "max":
+        return top / grid.high
+    if observer == "percentile":
+        return torch.quantile(groups.abs(), PERCENTILE, dim=-1) / grid.high
+    importance = None if importance_K is None else grouped(importance_K.float()[None], group_size)
+    best, least = top / grid.high, torch.full_like(top, torch.inf)
+    for shrink in _SHRINKS[grid.bits]:
+        scale = top * shrink / grid.high
+        off = (grid.to_grid(groups / safe(scale)[..., None]) * scale[..., None] - groups).square()
+        error = (off if importance is None else off * importance).sum(-1)
+        better = error < least
+        best, least = torch.where(better, scale, best), torch.where(better, error, least)
+    return best
+
+
+def tensor_scale(x: torch.Tensor, grid: Grid, observer: ObserverName) -> torch.Tensor:
+    """One scale for all values of `x` (static activations, a KV-cache head, a per-tensor weight).
+
+    Returns:
+        float32 scalar; 0 when every value is 0.
+    """
+    magnitude = x.float().abs().flatten()
+    top = magnitude.max()
+    if observer == "max" or top == 0:
+        return top / grid.high
+    if observer == "percentile":
+        step = -(-magnitude.numel() // _QUANTILE_SAMPLE)
+        return torch.quantile(magnitude[::step], PERCENTILE) / grid.high
+    step = -(-magnitude.numel() // (1 << 18))
+    sample = torch.cat((magnitude[::step], top[None]))
+    best, least = top / grid.high, torch.tensor(torch.inf)
+    for shrink in _SHRINKS[grid.bits]:
+        scale = top * shrink / grid.high
+        error = (grid.to_grid(sample / scale) * scale - sample).square().sum()
+        if error < least:
+            best, least = scale, error
+    return best
