@@ -70,7 +70,8 @@ def document(
         media_type: {"schema": {"type": "string" if media_type == "text/plain" else "object"}}
     }
     if streams:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        one_event = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+        content["text/event-stream"] = {"schema": one_event}
     statuses = [503]
     if needs_key:
         statuses += [401, 404]
