@@ -47,6 +47,7 @@ BODIES = [
     (CHAT, chat(top_p=0), "top_p"),
     (CHAT, chat(n=0), "n"),
     (CHAT, chat(n=10**6), "n"),
+    (PLAIN, plain(n=100, prompt=["a", "b", "c"]), "n"),
     (CHAT, chat(seed=2**70), "seed"),
     (CHAT, chat(max_tokens=-5), "max_tokens"),
     (CHAT, chat(max_tokens=10**12), "max_tokens"),
@@ -185,6 +186,22 @@ def test_pipelined_requests_are_answered_in_order(server: RunningServer) -> None
     assert received.count(b"HTTP/1.1 200 OK") == 4
     places = [received.index(b'"text":"p%d' % i) for i in range(3)]
     assert places == sorted(places)
+
+
+def test_an_endless_head_is_cut_off(server: RunningServer) -> None:
+    with connect(server) as sock:
+        sock.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nX: ")
+        received = b""
+        for _ in range(64):
+            try:
+                sock.sendall(b"y" * 4096)
+            except OSError:  # closed while we were still sending
+                break
+        try:
+            received = sock.recv(65536)
+        except ConnectionResetError:
+            received = b"reset"
+    assert received == b"reset" or received.startswith(b"HTTP/1.1 400")
 
 
 def test_a_client_that_never_reads_stops_nobody(server: RunningServer, http: httpx.Client) -> None:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import openai
 import psutil
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from tests.server import MODEL, RunningServer, start_server
 
 KEY = "sk-" + "a" * 40
 PLAIN = "/v1/completions"
+TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
@@ -97,14 +101,42 @@ def test_a_deadline_ends_a_request(server: RunningServer) -> None:
         assert http.get("/health", params={"deep": "1"}).json()["engine"]["kv_used_tokens"] == 0
 
 
+class Collector(BaseHTTPRequestHandler):
+    """An OpenTelemetry collector that keeps what it gets."""
+
+    spans: ClassVar[list[Any]] = []
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers.get("Content-Encoding") == "gzip":
+            body = gzip.decompress(body)
+        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+            self.spans.extend(span for scope in resource.scope_spans for span in scope.spans)
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
 @pytest.fixture(scope="module")
-def guarded(tiny_chat_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """A server with keys and a short queue over the null engine, whose steps take 5 ms."""
+def collector() -> Iterator[str]:
+    with HTTPServer(("127.0.0.1", 0), Collector) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def guarded(
+    tiny_chat_model: Path, tmp_path_factory: pytest.TempPathFactory, collector: str
+) -> Iterator[RunningServer]:
+    """A server with keys, traces and a short queue over the null engine, whose steps take 5 ms."""
     folder = tmp_path_factory.mktemp("guarded")
     (folder / "keys").write_text(f"# who may call\nalice:{KEY}\nbob:{KEY[::-1]}\n")
     running = start_server(
         tiny_chat_model, folder / "stderr.txt", "--null-engine-step-ms", "5", "--api-key-file", str(folder / "keys"),
-        "--max-queue", "1", "--usd-per-hour", "3.6", "-e", "max_num_seqs=2",
+        "--otlp-endpoint", collector, "--max-queue", "1", "--usd-per-hour", "3.6", "-e", "max_num_seqs=2",
     )  # fmt: skip
     yield running
     running.stop()
@@ -133,7 +165,8 @@ def test_keys(guarded: RunningServer, http: httpx.Client) -> None:
                 method, guarded.url + path, json=plain() if method == "POST" else None, headers=headers
             )
             assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
-    assert http.post(PLAIN, json=plain(user="mallory")).status_code == 200
+    parent = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
+    assert http.post(PLAIN, json=plain(user="mallory"), headers=parent).status_code == 200
     scrape = httpx.get(f"{guarded.url}/metrics").text
     assert 'inferoptim_tenant_requests_total{tenant="alice"} 1.0' in scrape, "the key names the tenant"
     assert "mallory" not in scrape
@@ -202,6 +235,20 @@ def test_sigterm_drains(guarded: RunningServer, http: httpx.Client) -> None:
     assert stream.lines[-2:] == ["data: [DONE]", ""], "what had begun was finished"
     assert guarded.stop() == 0, guarded.complaints()
     assert [event["event"] for event in guarded.events()] == ["stopped"]
+
+
+def test_a_span_a_request(guarded: RunningServer) -> None:
+    """After the drain: the last spans were sent, too."""
+    spans = [{a.key: a.value for a in s.attributes} | {"span": s} for s in Collector.spans]
+    [child] = [s for s in spans if s["span"].trace_id.hex() == TRACE]
+    assert child["span"].name == f"text_completion {MODEL}"
+    assert child["span"].parent_span_id.hex() == PARENT
+    assert child["gen_ai.operation.name"].string_value == "text_completion"
+    assert child["gen_ai.request.model"].string_value == MODEL
+    assert child["gen_ai.usage.output_tokens"].int_value == 2
+    assert child["gen_ai.response.finish_reasons"].array_value.values[0].string_value == "length"
+    assert 0 < child["gen_ai.response.time_to_first_chunk"].double_value < 60
+    assert {s["error.type"].string_value for s in spans if "error.type" in s} == {"EngineDeadError"}
 
 
 def test_a_drain_has_an_end_and_an_engine_that_stays_dead_ends_the_server(

@@ -119,11 +119,11 @@ EXTRA_OF_MODULE = {
     "fastapi": "serve",
     "uvicorn": "serve",
     "msgspec": "serve",
-    "zmq": "serve",
+    "starlette": "serve",
+    "httptools": "serve",
     "prometheus_client": "serve",
     "llguidance": "serve",
     "httpx": "serve",
-    "httptools": "serve",
     "uvloop": "serve",
     "polars": "audit",
     "zstandard": "audit",
@@ -132,6 +132,7 @@ EXTRA_OF_MODULE = {
     "tiktoken": "tokens",
     "genai_prices": "prices",
     "pynvml": "gpu",
+    "opentelemetry": "otel",
 }
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, what a shell expects

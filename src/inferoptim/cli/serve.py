@@ -58,6 +58,12 @@ def serve(
     metrics_alias: Annotated[
         str, typer.Option(help="vllm: also export the metrics under vLLM's names.", rich_help_panel=_SERVER)
     ] = "none",
+    otlp_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="OpenTelemetry collector (OTLP over HTTP) for a span a request.", rich_help_panel=_SERVER
+        ),
+    ] = None,
     engine: Annotated[
         list[str] | None,
         typer.Option(
@@ -119,6 +125,7 @@ def serve(
             "on_engine_death": on_engine_death,
             "cors_origins": tuple(cors_origin or ()),
             "metrics_alias": metrics_alias,
+            "otlp_endpoint": otlp_endpoint,
             "usd_per_hour": usd_per_hour,
             "usd_per_kwh": usd_per_kwh,
             "max_tenants": max_tenants,

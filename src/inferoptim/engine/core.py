@@ -154,6 +154,7 @@ class EngineCore:
 
     def step(self) -> list[TokenOutput]:
         """Run one step; the outputs of the sequences that gained tokens or ended. [] when there is nothing to do."""
+        self._latest = None
         if self._speculator is not None:
             running = [s for s in self._running.values() if s.slot >= 0]
             for request_id, tokens in self._speculator.propose(running).items():

@@ -96,16 +96,20 @@ class EngineLoop:
 
     def run(self) -> None:
         """Until the server closes its end (EOFError) or the engine raises."""
-        core, connection = self._core, self._connection
         while True:
-            connection.flush()
-            idle = not core.has_work or connection.choked
-            if idle and self._changed:
-                self._report(time.perf_counter(), [], due=True)
-            for command in connection.receive(wait=idle):
-                self._obey(command)
-            if core.has_work and not connection.choked:
-                self._step()
+            self.turn()
+
+    def turn(self) -> None:
+        """Take the commands that are there, make one step. Waits for a command only when there is nothing to do."""
+        core, connection = self._core, self._connection
+        connection.flush()
+        idle = not core.has_work or connection.choked
+        if idle and self._changed:
+            self._report(time.perf_counter(), [], due=True)
+        for command in connection.receive(wait=idle):
+            self._obey(command)
+        if core.has_work and not connection.choked:
+            self._step()
 
     def _step(self) -> None:
         core = self._core

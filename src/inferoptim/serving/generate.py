@@ -210,11 +210,19 @@ async def _answer(
     ready = state.engine.ready
     assert ready is not None
     state.check_available()
+    most = ready.max_num_seqs + state.settings.max_queue
+    if sequences > most:
+        raise HttpError(
+            400, f"n: {sequences} sequences (prompts times n); this server holds {most}", "n", "invalid_value"
+        )
     state.admission.enter(sequences, ready.max_num_seqs)
     state.enter()
 
     def end() -> None:
         generation.close()
+        if state.tracer is not None:
+            operation = "chat" if chat else "text_completion"
+            state.tracer.record(generation, operation, head["model"], request.headers)
         state.admission.leave(sequences)
         state.leave()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -24,14 +25,17 @@ from inferoptim.serving.engine_client import EngineClient
 from inferoptim.serving.engine_process import ENGINE_CORE
 from inferoptim.serving.exporter import Exporter
 from inferoptim.serving.gpu import GpuReader
+from inferoptim.serving.http_protocol import BoundedProtocol
 from inferoptim.serving.metrics import Metrics
 from inferoptim.serving.money import Ledger, Prices
 from inferoptim.serving.settings import ServerSettings
 from inferoptim.serving.state import ServerState
+from inferoptim.serving.tracing import OtlpTracer
 
 log = logging.getLogger("inferoptim.serving")
 
 _BACKLOG = 2048
+_MOST_FILES = 65536
 _KEEP_ALIVE_S = 75
 _CLOSE_TIMEOUT_S = 2.0  # for answers that are complete but not yet read, after the drain
 _UNREAD_TIMEOUT_MS = 60_000  # a client that acknowledges nothing for so long loses its connection
@@ -71,6 +75,7 @@ def serve(
         ConfigError: the port cannot be had.
         InferOptimError: the model cannot be loaded, or the engine died and may not be restarted.
     """
+    _raise_file_limit()
     sock = _bind(settings)
     try:
         _loop_runner()(
@@ -118,8 +123,9 @@ async def _serve(
         on_ready=lambda: on_ready(announcement),
         on_down=engine_down,
     )
-    state = ServerState(settings, tokenizer, engine, metrics, Admission(settings.max_queue), keys)
     host, port = sock.getsockname()[:2]
+    tracer = OtlpTracer(settings.otlp_endpoint, (host, port)) if settings.otlp_endpoint is not None else None
+    state = ServerState(settings, tokenizer, engine, metrics, Admission(settings.max_queue), keys, tracer)
     announcement = Announcement(host, port, state)
     exporter = Exporter(
         metrics,
@@ -131,7 +137,7 @@ async def _serve(
     server = _Listener(
         uvicorn.Config(
             create_app(state, exporter.registry()),
-            http="httptools",
+            http=BoundedProtocol,
             ws="none",
             lifespan="off",
             access_log=False,
@@ -154,6 +160,8 @@ async def _serve(
         server.should_exit = True
         await listener
     state.workers.shutdown(wait=False, cancel_futures=True)
+    if tracer is not None:
+        tracer.close()
     if failure:
         raise failure[0]
 
@@ -207,6 +215,14 @@ class _Signals:
                     loop.remove_signal_handler(number)
 
         return handlers()
+
+
+def _raise_file_limit() -> None:
+    """A connection is a file descriptor, and the usual soft limit of 1024 is soon reached; the hard one is higher."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _bind(settings: ServerSettings) -> socket.socket:

@@ -24,6 +24,7 @@ class ServerSettings(BaseModel):
     drain_timeout_s: float = Field(30.0, ge=0)
     on_engine_death: Literal["restart", "exit"] = "restart"
     cors_origins: tuple[str, ...] = ()
+    otlp_endpoint: str | None = None
     metrics_alias: Literal["none", "vllm"] = "none"
     usd_per_hour: float | None = Field(None, ge=0)
     usd_per_kwh: float | None = Field(None, ge=0)

@@ -15,6 +15,7 @@ from inferoptim.serving.metrics import Metrics
 from inferoptim.serving.problems import HttpError
 from inferoptim.serving.prompts import Limits
 from inferoptim.serving.settings import ServerSettings
+from inferoptim.serving.tracing import Tracer
 
 
 @dataclass(slots=True)
@@ -27,6 +28,7 @@ class ServerState:
     metrics: Metrics
     admission: Admission
     keys: ApiKeys | None
+    tracer: Tracer | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     draining: bool = False
     num_requests: int = 0  # generation requests between arrival and last byte
