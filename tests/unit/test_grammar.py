@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 
 import jsonschema
+import numpy as np
 import pytest
 from llguidance import LLMatcher
 
 from inferoptim import LLM, SamplingParams
+from inferoptim.engine.grammar import GrammarCompiler
 from inferoptim.errors import RequestError
 from tests.server import save_tiny_chat_model
 
@@ -49,12 +51,26 @@ def test_output_follows_the_grammar_under_every_lever(model: str) -> None:
         assert reason == "stop"
     assert len({text for text, _ in plain[:4]}) > 1
     assert plain[4][1] == "length", "a free neighbour is not touched"
-    assert (
-        outputs(model, "draft_accepted_tokens", speculative="prompt-lookup", num_speculative_tokens=4)
-        == plain
-    )
+    assert outputs(model, speculative="prompt-lookup", num_speculative_tokens=4) == plain
     crowded = outputs(model, "preemptions", kv_budget_bytes=25 * 4 * 512, block_size=4, prefix_caching=False)
     assert crowded == plain, "a preempted sequence goes on where its grammar stood"
+
+
+def test_masks_along_drafts_are_those_of_one_token_at_a_time(model: str) -> None:
+    llm = LLM(model, device="cpu", kernels="torch")
+    core = llm.core
+    compiler = GrammarCompiler(core.files.folder, core.vocab_size, core.eos_token_ids)
+    text = '{"who":"Ada","tags":[1]}'
+    tokens = [*llm.tokenizer.encode(text), *core.eos_token_ids]
+    state = compiler.start(GRAMMAR)
+    masks = state.allowed_along(tokens)
+    for i, token in enumerate(tokens):
+        assert masks[i][token], "what the grammar allows is in the mask"
+        assert np.array_equal(masks[i], compiler.start(GRAMMAR, tokens[:i]).allowed())
+    assert np.flatnonzero(masks[-1]).tolist() == list(core.eos_token_ids), "then only the end"
+    assert np.array_equal(state.allowed(), masks[0]), "looking ahead moves nothing"
+    wrong = int(np.flatnonzero(~masks[0])[0])
+    assert len(state.allowed_along([wrong, wrong, wrong])) == 4
 
 
 def test_a_wrong_grammar_fails_its_request_only(model: str) -> None:
