@@ -5,6 +5,7 @@ Not thread-safe: one thread owns an `EngineCore`. `LLM` drives it from the calle
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Sequence as SequenceOf
@@ -24,7 +25,7 @@ from inferoptim.engine.runner import AheadRunner, DecoderLike, Launched, Runner
 from inferoptim.engine.scheduler import Scheduler, SchedulerConfig
 from inferoptim.engine.speculative import DraftModelProposer, PromptLookupProposer, Proposer, Speculator
 from inferoptim.engine.step import StepPlan, StepResult
-from inferoptim.errors import ConfigError, RequestError
+from inferoptim.errors import ConfigError, RequestError, UnsupportedError
 from inferoptim.models.batch import Batch
 from inferoptim.models.hub import ModelFiles, resolve_model
 
@@ -125,6 +126,13 @@ class EngineCore:
     def start_grammar(self, grammar: str, token_ids: SequenceOf[int]) -> GrammarState:
         """The state of a grammar after `token_ids` of output; for the runner, at a sequence's admission."""
         return self._compiler().start(grammar, token_ids)
+
+    def prepare_grammars(self) -> None:
+        """Read the vocabulary for grammars now, so that the first structured request does not hold up the others."""
+        with contextlib.suppress(
+            UnsupportedError
+        ):  # without llguidance, or an end of sequence, none will come
+            self._compiler()
 
     def _compiler(self) -> GrammarCompiler:
         if self._grammar_compiler is None:

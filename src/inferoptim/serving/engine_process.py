@@ -213,6 +213,7 @@ def serve_socket(sock: socket.socket) -> int:
         if not isinstance(start, m.Start):
             raise ValueError(f"the first command must be start, not {type(start).__name__}")
         core = load_core(start)
+        core.prepare_grammars()
         connection.send(
             m.Ready(
                 core.info(),

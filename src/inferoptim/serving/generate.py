@@ -65,7 +65,9 @@ async def chat_completions(state: ServerState, request: Request) -> Response:
     tenant = authenticate(state, request)
     body = await read_body(request, ChatCompletionRequest, state.settings.max_body_bytes)
     check_model(state, body.model)
-    prepared = await _prepare(state, request, partial(prepare_chat, body, state.tokenizer, state.limits()))
+    structured = body.response_format is not None or body.tools is not None
+    prepare = partial(prepare_chat, body, state.tokenizer, state.limits())
+    prepared = await _prepare(state, request, prepare, structured)
     head: dict[str, Any] = {
         "id": _new_id("chatcmpl"),
         "object": "chat.completion",
@@ -94,9 +96,8 @@ async def completions(state: ServerState, request: Request) -> Response:
     tenant = authenticate(state, request)
     body = await read_body(request, CompletionRequest, state.settings.max_body_bytes)
     check_model(state, body.model)
-    prepared = await _prepare(
-        state, request, partial(prepare_completion, body, state.tokenizer, state.limits())
-    )
+    prepare = partial(prepare_completion, body, state.tokenizer, state.limits())
+    prepared = await _prepare(state, request, prepare, body.response_format is not None)
     head: dict[str, Any] = {
         "id": _new_id("cmpl"),
         "object": "text_completion",
@@ -163,8 +164,11 @@ async def run_off_loop(state: ServerState, work: Callable[[], Result]) -> Result
     return await asyncio.get_running_loop().run_in_executor(state.workers, work)
 
 
-async def _prepare(state: ServerState, request: Request, prepare: Callable[[], Prepared]) -> Prepared:
-    if int(request.headers.get("content-length", _INLINE_BYTES)) < _INLINE_BYTES:
+async def _prepare(
+    state: ServerState, request: Request, prepare: Callable[[], Prepared], structured: bool
+) -> Prepared:
+    """Prompt and parameters; on the event loop only where that is sooner done than a thread is woken."""
+    if not structured and int(request.headers.get("content-length", _INLINE_BYTES)) < _INLINE_BYTES:
         return prepare()
     return await run_off_loop(state, prepare)
 

@@ -43,6 +43,9 @@ class NullCore:
         self._steps = 0
         self._work: list[tuple[str, int, int]] = []
 
+    def prepare_grammars(self) -> None:
+        """There are none."""
+
     def add(self, request: Request) -> None:
         """Queue a request; nothing is checked."""
         self._running[request.request_id] = _Running(
