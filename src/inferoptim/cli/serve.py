@@ -100,6 +100,7 @@ def serve(
     import logging
 
     from inferoptim.config import EngineConfig, create_validated
+    from inferoptim.serving.artefact import engine_fields
     from inferoptim.serving.auth import read_keys
     from inferoptim.serving.engine_process import ENGINE_CORE, NULL_CORE
     from inferoptim.serving.server import Announcement
@@ -110,7 +111,8 @@ def serve(
         _print_fields(EngineConfig)
         return
     logging.basicConfig(level=logging.WARNING, format="inferoptim: %(message)s")
-    engine_config = create_validated(EngineConfig, {**assignments(engine or []), "model": model}, "--engine")
+    fields = {**engine_fields(model), **assignments(engine or []), "model": model}
+    engine_config = create_validated(EngineConfig, fields, "--engine")
     settings = create_validated(
         ServerSettings,
         {

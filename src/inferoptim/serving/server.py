@@ -34,7 +34,6 @@ from inferoptim.serving.tracing import OtlpTracer
 
 log = logging.getLogger("inferoptim.serving")
 
-_BACKLOG = 2048
 _MOST_FILES = 65536
 _KEEP_ALIVE_S = 75
 _CLOSE_TIMEOUT_S = 2.0  # for answers that are complete but not yet read, after the drain
@@ -226,6 +225,7 @@ def _raise_file_limit() -> None:
 
 
 def _bind(settings: ServerSettings) -> socket.socket:
+    """The port, taken at once but not yet listening: until the model's files are here, connections are refused."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -235,7 +235,6 @@ def _bind(settings: ServerSettings) -> socket.socket:
             sock.setsockopt(socket.IPPROTO_TCP, user_timeout, _UNREAD_TIMEOUT_MS)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.bind((settings.host, settings.port))
-        sock.listen(_BACKLOG)
         sock.setblocking(False)
     except OSError as error:
         sock.close()
