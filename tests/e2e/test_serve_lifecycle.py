@@ -85,7 +85,9 @@ def test_a_disconnect_frees_everything(server: RunningServer) -> None:
         for stream in (False, True):  # a client that leaves before there is anything to read
             with pytest.raises(httpx.ReadTimeout):
                 http.post(
-                    PLAIN, json=plain(max_tokens=128, n=32, ignore_eos=True, stream=stream), timeout=0.001
+                    PLAIN,
+                    json=plain(max_tokens=128, n=32, ignore_eos=True, stream=stream),
+                    timeout=httpx.Timeout(60, read=0.001),
                 )
         until(
             lambda: http.get("/health", params={"deep": "1"}).json()["engine"]["running"] == 0,
@@ -224,7 +226,7 @@ def test_the_official_client_sees_a_server_error_in_a_stream(
 
 def test_sigterm_drains(guarded: RunningServer, http: httpx.Client) -> None:
     """The last test with this server."""
-    stream = Stream(http, max_tokens=300)
+    stream = Stream(http, max_tokens=600)
     assert stream.begun.wait(60)
     os.kill(guarded.pid, signal.SIGTERM)
     until(lambda: http.get("/ready").status_code == 503, "it takes no more")
