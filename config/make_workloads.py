@@ -2,7 +2,7 @@
 
     python config/make_workloads.py
 
-`chat` and `code` are samples of public traces; docs/workload-files.md gives the commands that made them.
+`chat` and `code` are samples of public traces; docs/audit.md gives the commands that made them.
 """
 
 from __future__ import annotations

@@ -23,6 +23,8 @@ from inferoptim.records.workload_file import (
 )
 
 CANDIDATES = 16  # stretches kept, from which the most typical is taken
+DRAWS = 64
+ROWS_KEPT = 1 << 14  # rows kept, from which the workload's are spread evenly
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Sampler:
 
     def __init__(self, options: SampleOptions) -> None:
         self._options = options
-        self._rows = Reservoir(options.requests, options.seed)
+        self._rows = Reservoir(max(ROWS_KEPT, options.requests), options.seed)
         self._rng = np.random.default_rng([options.seed, 1])
         self._windows: list[tuple[float, list[_Row]]] = []
         self._current: list[_Row] = []
@@ -117,9 +119,11 @@ class Sampler:
         timed = self._timed and arrivals is not None and len(arrivals.gaps.rows) > 0
         reference = {"prompt_tokens": prompt.reference(), "output_tokens": output.reference()}
         if timed and arrivals is not None:
-            shares = (np.arange(REFERENCE_POINTS) + 0.5) / REFERENCE_POINTS
-            quantiles = np.quantile(arrivals.gaps.rows, shares, method="inverted_cdf")
-            reference["gap_s"] = tuple(float(f"{v:.6g}") for v in quantiles)
+            # means of equal parts rather than quantiles: gaps are compared after division by their mean, which a heavy
+            # tail dominates
+            reference["gap_s"] = tuple(
+                float(f"{v:.6g}") for v in spread_gaps(arrivals.gaps.rows, REFERENCE_POINTS)
+            )
         segments: tuple[int, ...] = ()
         if window:
             requests, segments = self._typical(reference, timed, block_tokens)
@@ -141,15 +145,20 @@ class Sampler:
         return Workload(header.model_copy(update={"ks": ks}), made.requests)
 
     def _drawn(self, gaps: NDArray[np.float64] | None) -> list[WorkloadRequest]:
-        """Length pairs and gaps drawn independently of each other."""
+        """Length pairs and gaps, each spread evenly over what the trace holds, in random order."""
         pairs = self._rows.rows
         if not len(pairs):
             raise DataError("no request of this trace has both a prompt and an output: nothing to replay")
         rng = np.random.default_rng([self._options.seed, 2])
-        pairs = pairs[rng.permutation(len(pairs))]
-        times = np.zeros(len(pairs))
-        if gaps is not None:
-            times[1:] = np.cumsum(rng.choice(gaps, size=len(pairs) - 1))
+        count = min(self._options.requests, len(pairs))
+        # a heavy tail moves the mean of a few hundred rows: of some draws, the one whose mean lengths are nearest is taken
+        target = np.maximum(pairs.mean(axis=0), 1e-9)
+        draws = [spread_pairs(pairs, count, rng) for _ in range(DRAWS)]
+        pairs = min(draws, key=lambda draw: float(np.abs(draw.mean(axis=0) / target - 1).max()))
+        pairs = pairs[rng.permutation(count)]
+        times = np.zeros(count)
+        if gaps is not None and count > 1:
+            times[1:] = np.cumsum(rng.permutation(spread_gaps(gaps, count - 1)))
         return [
             WorkloadRequest(int(p), int(o), round(float(t), 6))
             for (p, o), t in zip(pairs.tolist(), times, strict=True)
@@ -182,6 +191,25 @@ class Sampler:
             WorkloadRequest(r.prompt, r.output, round(r.arrival - start, 6) if timed else 0.0, ids)
             for r, ids in zip(rows, lists, strict=True)
         ], segments
+
+
+def spread_pairs(pairs: Ints, count: int, rng: np.random.Generator) -> Ints:
+    """`count` of the rows of `pairs` [n, 2], spread evenly: strips of the first column, evenly by the second inside each.
+
+    A plain random draw of 256 rows is about 0.06 away from its trace (KS); spread evenly it is a third of that.
+    """
+    strips = np.array_split(np.argsort(pairs[:, 0], kind="stable"), max(round(count**0.5), 1))
+    order = np.concatenate([strip[np.argsort(pairs[strip, 1], kind="stable")] for strip in strips])
+    edges = np.linspace(0, len(order), count + 1)
+    picked = np.floor(edges[:-1] + rng.random(count) * np.diff(edges)).astype(np.int64)
+    return np.asarray(pairs[order[np.minimum(picked, len(order) - 1)]])
+
+
+def spread_gaps(gaps: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """`count` gaps that keep the mean exactly: the means of as many equal parts of the sorted gaps."""
+    if len(gaps) < count:
+        gaps = np.tile(gaps, -(-count // len(gaps)))
+    return np.array([part.mean() for part in np.array_split(np.sort(gaps), count)])
 
 
 def _row(batch: Batch, i: int) -> _Row:
@@ -219,7 +247,7 @@ def shared_segments(
                 break
             chain.append(block)
         chains.append(chain)
-        for a, b in zip(chain, [*chain[1:], -1], strict=True):
+        for a, b in zip(chain, [*chain[1:], -1][: len(chain)], strict=True):
             next_of.setdefault(a, set()).add(b)
     # a block begins a segment where it begins a prompt or where prompts part before it
     heads = {chain[0] for chain in chains if chain}

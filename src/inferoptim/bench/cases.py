@@ -114,8 +114,12 @@ def _replayed(name: str, tokenizer: TokenizerLike, count: int | None) -> Workloa
         for i, request in enumerate(stored.requests[:count])
     )
     notes: tuple[str, ...] = ()
+    distance = stored.distance(stored.requests[:count])
+    if distance:
+        found = ", ".join(f"{name} {value:.3f}" for name, value in distance.items())
+        notes = (f"{stored.header.name}: KS distance of what was replayed from its trace: {found}",)
     if count is not None and count < len(stored.requests):
-        notes = (f"{stored.header.name}: the first {count} of {len(stored.requests)} requests were used",)
+        notes += (f"{stored.header.name}: the first {count} of {len(stored.requests)} requests were used",)
     fingerprint = f"{stored.fingerprint}/{len(requests)}"
     return Workload(stored.header.name, fingerprint, requests, notes)
 
