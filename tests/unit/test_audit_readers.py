@@ -249,6 +249,26 @@ def test_header_only_and_empty_and_missing(tmp_path):
         audit(tmp_path)
 
 
+@pytest.mark.parametrize("data", [bytes(range(256)) * 9, "a,b\n1,2\n".encode("utf-16")])
+def test_what_is_no_text_is_refused(tmp_path, data):
+    path = tmp_path / "x.csv"
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="not UTF-8 text"):
+        audit(path)
+
+
+def test_access_log_names(tmp_path):
+    """A server's JSON lines: what OpenAI calls the counts, and this project's unit suffixes."""
+    path = tmp_path / "access.jsonl"
+    row = {"time": 1700000000.5, "prompt_tokens": 5, "completion_tokens": 7, "ttft_s": 0.1, "e2e_s": 0.4}
+    path.write_text(
+        lines({**row, "status": 200, "finish_reason": "stop"}, {**row, "status": 503, "finish_reason": None})
+    )
+    _, batch = one(path)
+    assert (batch.ttft_s.tolist(), batch.duration_s.tolist()) == ([0.1, 0.1], [0.4, 0.4])
+    assert (batch.failed.tolist(), batch.truncated.tolist()) == ([False, True], [False, False])
+
+
 def test_one_row(tmp_path):
     path = tmp_path / "one.csv"
     path.write_text("timestamp,prompt_tokens,output_tokens\n5,10,3\n")

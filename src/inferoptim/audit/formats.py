@@ -116,9 +116,10 @@ def require_lengths(mapped: Mapped, names: Collection[str], where: str) -> Mappe
     columns = mapped.columns
     if "text" not in columns and not {"prompt", "output"} <= columns.keys():
         missing = "prompt" if "prompt" not in columns else "output"
+        shown = "".join(c if c.isprintable() else "?" for c in ", ".join(sorted(names)[:12]))
         raise ConfigError(
             f"{where}: cannot tell which column holds the {missing} lengths; name it with --map {missing}=COLUMN "
-            f"(columns: {', '.join(sorted(names)[:12])})"
+            f"(columns: {shown})"
         )
     return mapped
 

@@ -6,12 +6,13 @@ import re
 from collections import Counter
 
 OTHER, CODE = "other", "code"
-MAX_CHARACTERS = 2000  # of a prompt that are looked at
-_WORD = re.compile(r"[^\W\d_]+(?:['’](?=[^\W\d_]))?")
+MAX_CHARACTERS = 600  # of a prompt that are looked at
+_WORD = re.compile(r"[^\W\d_]+(?:'(?=[^\W\d_]))?")
 
 _FUNCTION_WORDS = {
     "en": "the of and to in is that for it with as was on be are this by at from have not you your i my what how can "
-    "please write which will would should there their has an or if we do does about when where who why me",
+    "please write which will would should there their has an or if we do does about when where who why me a its some them "
+    "they she he her his was were been out up no but so than then only into over after once like may more all one every",
     "fr": "le la les des de du et un une est en que qui dans pour pas sur au aux avec ce cette ces il elle nous vous je tu "
     "mon ton son ma ta sa mes tes ses être sont ne plus par ou où comment quel quelle fait peut d' l' j' qu' n' s' c' m' t'",
     "de": "der die das und ist nicht ein eine zu den dem des mit auf für von im sich auch es an als wie ich sie wir ihr du "
@@ -26,6 +27,10 @@ _FUNCTION_WORDS = {
     "jij we wij hij zij dit die deze kan mijn jouw waarom waar wordt worden",
 }
 _SETS = {code: frozenset(words.split()) for code, words in _FUNCTION_WORDS.items()}
+_CODES = {
+    word: tuple(c for c, known in _SETS.items() if word in known) for word in set().union(*_SETS.values())
+}
+_BEYOND_LATIN = re.compile(r"[\u0370-\uffff]")
 _SCRIPTS = (
     ("ja", re.compile(r"[\u3040-\u30ff]")),
     ("ko", re.compile(r"[\uac00-\ud7af\u1100-\u11ff]")),
@@ -50,22 +55,21 @@ def detect_language(text: str) -> str:
     Cyrillic is called ru, Arabic script ar, Devanagari hi: a script, not a proof of the language.
     """
     text = text[:MAX_CHARACTERS]
-    letters = sum(map(str.isalpha, text))
-    if not letters:
-        return OTHER
-    for code, script in _SCRIPTS:
-        found = len(script.findall(text))
-        # Japanese mixes in Chinese characters: a few kana decide
-        if found >= (0.1 if code == "ja" else 0.3) * letters:
-            return code
-    lines = max(text.count("\n") + 1, 3)
-    if len(_CODE.findall(text)) >= max(3, 0.4 * lines):
+    if _BEYOND_LATIN.search(text) is not None:
+        letters = max(sum(map(str.isalpha, text)), 1)
+        for code, script in _SCRIPTS:
+            found = len(script.findall(text))
+            # Japanese mixes in Chinese characters: a few kana decide
+            if found >= (0.1 if code == "ja" else 0.3) * letters:
+                return code
+    if len(_CODE.findall(text)) >= max(3, 0.4 * (text.count("\n") + 1)):
         return CODE
-    words = Counter(word.replace("’", "'") for word in _WORD.findall(text.lower()))
-    scores = {code: sum(words[w] for w in words.keys() & known) for code, known in _SETS.items()}
-    ranked = sorted(scores.items(), key=lambda item: -item[1])
-    (best, hits), (_, second) = ranked[0], ranked[1]
-    total = sum(words.values())
-    if hits == 0 or hits == second or (total >= 8 and hits < 0.12 * total):
+    words = _WORD.findall(text.lower().replace("’", "'"))
+    scores = Counter([code for word in words if word in _CODES for code in _CODES[word]])
+    if not scores:
+        return OTHER
+    (best, hits), (_, second) = (*scores.most_common(2), (OTHER, 0))[:2]
+    total = len(words)
+    if hits == second or (total >= 8 and hits < 0.12 * total):
         return OTHER
     return best

@@ -20,6 +20,7 @@ from inferoptim.records.audit_record import (
 )
 
 REUSE = 0.10  # of prompt tokens
+REUSE_TIME = 0.02  # of the time at the floor that the reused tokens' prefill takes
 STATIC_WASTE = 0.10  # of a static batch's output slots
 SLOT_WASTE = 0.20  # of a contiguous slot of the longest request
 AT_ONCE = 2.0  # requests in flight, mean
@@ -146,14 +147,15 @@ def _prefix_caching(facts: Facts) -> LeverRecord:
         return _record("prefix_caching", None, {}, "blocks")
     reuse, point = facts.prefix.reusable.value, facts.point
     prefill = None if point is None else 1 - point.decode_share
+    time = None if prefill is None else prefill * reuse
     half = next((c.tokens for c in facts.prefix.curve if c.hit_rate >= 0.5 * reuse), None)
     return _record(
         "prefix_caching",
-        reuse >= REUSE,
+        reuse >= REUSE and (time is None or time >= REUSE_TIME),
         {
             "reuse": reuse,
             "prefill_share": prefill,
-            "time_share": None if prefill is None else prefill * reuse,
+            "time_share": time,
             "half_tokens": half if reuse else None,
         },
     )

@@ -40,6 +40,7 @@ class PrefixReuse:
         self._request: list[Ints] = []
         self._position: list[Ints] = []
         self._prompt: list[Ints] = []
+        self._held: list[Ints] = []  # prompt tokens of each request that lie in its blocks
         self._kept = 0
         self._halvings = 0
         self._requests = 0
@@ -55,7 +56,9 @@ class PrefixReuse:
         position = np.arange(len(ids)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         self._requests += len(blocks)
         self._accesses += len(ids)
-        self._prompt.append(np.asarray(prompt_tokens, dtype=np.int64))
+        lengths = np.asarray(prompt_tokens, dtype=np.int64)
+        self._prompt.append(lengths)
+        self._held.append(np.minimum(lengths, sizes * self.block_tokens))
         if self._halvings:
             keep = self._sampled(ids)
             ids, request, position = ids[keep], request[keep], position[keep]
@@ -88,7 +91,8 @@ class PrefixReuse:
         prompt = np.concatenate(self._prompt) if self._prompt else ids
         room = prompt[request] - position * self.block_tokens if len(ids) else ids
         tokens = np.clip(room, 0, self.block_tokens)
-        return request, tokens, leading_distances(request, ids) << self._halvings
+        needed = leading_distances(request, ids)
+        return request, tokens, np.where(needed < _COLD, needed << self._halvings, _COLD)
 
     def describe(self) -> PrefixRecord | None:
         """The record; None without any block."""
@@ -97,8 +101,11 @@ class PrefixReuse:
         request, tokens, distance = self.distances()
         prompt = np.concatenate(self._prompt).astype(np.float64)
         scale = float(1 << self._halvings)
-        seen = np.where(distance < _COLD, tokens, 0)
-        hit_tokens = np.bincount(request, weights=seen, minlength=self._requests) * scale
+        held = np.concatenate(self._held).astype(np.float64)
+        # counted by what was missed: a sample without one of the few hottest blocks would lose most of the hits
+        # (SHARDS-adj, Waldspurger et al. 2015, section 3.2); without sampling it is the same
+        missed = np.bincount(request, weights=np.where(distance < _COLD, 0, tokens), minlength=self._requests)
+        hit_tokens = held - missed * scale
         sums = BlockSums("hit", "prompt", "any")
         sums.add(
             hit=np.asarray(hit_tokens, dtype=np.float64),
@@ -117,11 +124,14 @@ class PrefixReuse:
             distinct_blocks=round(len(np.unique(sampled)) * scale),
             reusable=reusable,
             requests_with_hit=sums.total("any") / self._requests,
-            curve=self._curve(tokens, distance, float(prompt.sum()), scale),
+            curve=self._curve(tokens, distance, float(prompt.sum()), scale, float(held.sum())),
             sampled_share=1 / scale,
         )
 
-    def _curve(self, tokens: Ints, distance: Ints, prompt: float, scale: float) -> tuple[CachePoint, ...]:
+    def _curve(
+        self, tokens: Ints, distance: Ints, prompt: float, scale: float, held: float
+    ) -> tuple[CachePoint, ...]:
+        short = held - scale * float(tokens.sum())  # what the sample lacks, as hits; 0 without sampling
         warm = distance < _COLD
         order = np.argsort(distance[warm], kind="stable")
         needed, gained = distance[warm][order], np.cumsum(tokens[warm][order])
@@ -132,7 +142,7 @@ class PrefixReuse:
         points = []
         for size in sizes.tolist():
             found = int(np.searchsorted(needed, size, side="right"))
-            hits = float(gained[found - 1]) * scale if found else 0.0
+            hits = max((float(gained[found - 1]) * scale if found else 0.0) + short, 0.0)
             points.append(CachePoint(blocks=size, tokens=size * self.block_tokens, hit_rate=hits / prompt))
         return tuple(points)
 

@@ -33,6 +33,11 @@ class CsvReader:
     def __init__(self, source: Source, options: ReadOptions) -> None:
         self.source = source
         text = source.head().decode("utf-8", "replace")
+        start = text[:4096]
+        if "\x00" in start or start.count("\ufffd") > len(start) // 20:
+            raise DataError(
+                f"{source.path}: not UTF-8 text, JSON, Parquet, gzip or Zstandard: no request log"
+            )
         first = next((line for line in text.splitlines() if line.strip()), "")
         if not first:
             raise DataError(f"{source.path}: no text in it")

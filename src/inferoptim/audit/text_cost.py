@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from inferoptim.audit.blocks import BlockSums, ratio
 from inferoptim.audit.token_counter import TokenCounter
 from inferoptim.errors import ConfigError
 from inferoptim.records.audit_record import LanguageCost, LatencyPoint, TokenizerRecord
@@ -53,11 +52,18 @@ def parallel_text(english: Path | None = None, french: Path | None = None) -> di
 def language_cost(code: str, texts: Sequence[str], tokens: NDArray[np.int64]) -> LanguageCost | None:
     """Tokens per character of some texts; None where they hold no character."""
     characters = np.array([len(text) for text in texts], dtype=np.float64)
-    sums = BlockSums("tokens", "characters")
-    sums.add(tokens=tokens.astype(np.float64), characters=characters)
-    density = sums.interval(ratio("tokens", "characters"), f"density-{code}")
-    if density is None:
+    if not characters.any():
         return None
+    if len(texts) < 2:
+        value = float(tokens.sum() / characters.sum())
+        density = Interval(value=value, low=value, high=value, n=1)
+    else:
+        density = paired_interval(
+            lambda weights: (weights @ tokens) / np.maximum(weights @ characters, 1.0),
+            len(texts),
+            f"density-{code}",
+            resamples=2000,
+        )
     return LanguageCost(
         code=code, texts=len(texts), characters=int(characters.sum()), tokens_per_character=density
     )
@@ -96,6 +102,9 @@ def tokenizer_record(
 
 def _extra(tokens: NDArray[np.int64], english: NDArray[np.int64], code: str) -> Interval:
     """Tokens over the English ones, minus 1; the interval resamples pairs of sentences."""
+    if len(tokens) < 2:
+        value = float(tokens.sum() / english.sum() - 1)
+        return Interval(value=value, low=value, high=value, n=1)
     return paired_interval(
         lambda weights: (weights @ tokens) / (weights @ english) - 1,
         len(tokens),

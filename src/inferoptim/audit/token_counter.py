@@ -44,14 +44,14 @@ class LibraryTokens:
 
         self.name = name
         try:
-            self._backend = tokenizers.Tokenizer.from_file(str(path))
+            self.backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception for every kind of fault
             raise DataError(f"{path}: not a readable tokenizer ({error})") from error
-        self._backend.no_truncation()
-        self._backend.no_padding()
-        self.vocabulary = self._backend.get_vocab_size()
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        self.vocabulary = self.backend.get_vocab_size()
         # without offsets, where this version of the library can
-        self._encode = getattr(self._backend, "encode_batch_fast", self._backend.encode_batch)
+        self._encode = getattr(self.backend, "encode_batch_fast", self.backend.encode_batch)
 
     def lengths(self, texts: Sequence[str]) -> NDArray[np.int64]:
         encoded = self._encode(list(texts), add_special_tokens=False)
@@ -61,7 +61,7 @@ class LibraryTokens:
         return [np.array(e.ids, dtype=np.uint32) for e in self._encode(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        return str(self._backend.decode(list(ids), skip_special_tokens=False))
+        return str(self.backend.decode(list(ids), skip_special_tokens=False))
 
 
 class _OneByOne:

@@ -152,12 +152,12 @@ def audit(
         seed=seed,
     )
     record, workload = _run(trace, options)
-    written = _write(record, workload, html, save_workload, language)
     if json:
         typer.echo(record.model_dump_json(indent=2))
     else:
         _print(record, language)
-    for line in written:
+    # files last: a full disk does not cost the figures
+    for line in _write(record, workload, html, save_workload, language):
         typer.echo(line, err=json)
     if record.trace.partial == "interrupted":
         raise typer.Exit(130)
@@ -207,23 +207,44 @@ def _run(trace: list[Path], options: AuditOptions) -> tuple[AuditRecord, Workloa
 def _write(
     record: AuditRecord, workload: Workload | None, html: Path | None, save: Path | None, language: str
 ) -> list[str]:
-    """Write what was asked for; one line about each file."""
+    """Write what was asked for; one line about each file.
+
+    Raises:
+        ConfigError, CapacityError: it cannot be written; nothing half-written is left.
+    """
     lines = []
     if save is not None and workload is not None:
-        from inferoptim.records.workload_file import save_workload
+        from inferoptim.records.workload_file import format_workload
 
-        save_workload(save, workload)
+        _save(save, format_workload(workload))
         distance = ", ".join(f"{name} {value:.3f}" for name, value in workload.header.ks.items())
         lines.append(
             f"workload {save}: {len(workload.requests)} requests, {workload.header.arrivals}, "
             f"fingerprint {workload.fingerprint}; KS distance from the trace: {distance}"
         )
     if html is not None:
-        from inferoptim.report.audit_page import write_audit_page
+        from inferoptim.report.audit_page import render_audit
+        from inferoptim.report.language import Language
 
-        write_audit_page(html, record, language)
+        _save(html, render_audit(record, Language("fr" if language == "fr" else "en")))
         lines.append(f"report {html}")
     return lines
+
+
+def _save(path: Path, text: str) -> None:
+    from inferoptim.errors import CapacityError
+    from inferoptim.records.writer import write_atomic
+
+    try:
+        write_atomic(path, text)
+    except CapacityError as error:
+        raise CapacityError(
+            f"disk full while writing {path}: nothing was left half-written; free some space and repeat the command"
+        ) from error
+    except ConfigError as error:
+        raise ConfigError(
+            f"cannot write {path}: choose a file in a folder that exists and can be written"
+        ) from error
 
 
 def _print(record: AuditRecord, code: str) -> None:

@@ -4,31 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.resources import files
-from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from inferoptim.errors import ConfigError
 from inferoptim.records.audit_record import AuditRecord
-from inferoptim.records.writer import write_atomic
 from inferoptim.report import audit_figures as figures
 from inferoptim.report import audit_tables as tables
-from inferoptim.report.language import CATALOGUES, Cell, Language, clean
+from inferoptim.report.language import Cell, Language, clean
 from inferoptim.report.tables import Row, Table
 
 DIET_FLOOR = 0.005  # share of prompt tokens below which a finding is not reported
-
-
-def write_audit_page(path: Path, record: AuditRecord, code: str = "en") -> None:
-    """Write the page aside and rename it into place.
-
-    Raises:
-        ConfigError: no such language, or the folder cannot be written. CapacityError: the disk is full.
-    """
-    if code not in CATALOGUES:
-        raise ConfigError(f"report language {code!r}: not one of {', '.join(CATALOGUES)}")
-    write_atomic(path, render_audit(record, Language("fr" if code == "fr" else "en")))
 
 
 def render_audit(record: AuditRecord, language: Language) -> str:

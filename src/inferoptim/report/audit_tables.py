@@ -202,9 +202,9 @@ def concurrency_table(record: AuditRecord, language: Language) -> Table | None:
             ("duration", language.time_cell(found.mean_duration_s)),
             ("little", language.unit_cell(found.little)),
             ("observed", language.unit_cell(found.observed_mean)),
-            ("observed50", language.unit_cell(found.observed_p50)),
-            ("observed99", language.unit_cell(found.observed_p99)),
-            ("observed_peak", language.unit_cell(found.observed_peak)),
+            ("observed50", Cell(_count(found.observed_p50, language))),
+            ("observed99", Cell(_count(found.observed_p99, language))),
+            ("observed_peak", Cell(_count(found.observed_peak, language))),
             *((f"kv_{part}", _kv(record, found, part, language)) for part in ("mean", "p99", "peak")),
         ),
     )
@@ -293,7 +293,7 @@ def conversations_table(record: AuditRecord, language: Language) -> Table | None
         rows.append(
             ("turns" if turns.basis == "sessions" else "turns_message", language.unit_cell(turns.mean))
         )
-        rows.append(("turns90", language.unit_cell(turns.p90)))
+        rows.append(("turns90", Cell(_count(turns.p90, language))))
     if record.outcomes.failed is not None:
         rows.append(("failed", language.percent_cell(record.outcomes.failed)))
     if record.outcomes.truncated is not None:
@@ -356,7 +356,7 @@ def latency_table(record: AuditRecord, language: Language) -> Table | None:
                 language.time_cell(point.encode_p95_s),
                 language.time_cell(point.decode_p50_s),
                 language.time_cell(point.decode_p95_s),
-                language.percent_cell(point.ttft_share),
+                language.percent_cell(point.ttft_share, 2),
             ),
         )
         for tokenizer in record.text.tokenizers
