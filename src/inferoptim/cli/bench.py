@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from inferoptim.errors import ConfigError
+from inferoptim.errors import ConfigError, InferOptimError
 
 if TYPE_CHECKING:
     from inferoptim.bench.plan import BenchPlan
@@ -226,9 +226,12 @@ def _run(
             raise
     if json:
         typer.echo(summary.model_dump_json(indent=2))
-        return
-    print_summary(summary)
-    typer.echo(f"report: {folder / 'report.html'}")
+    else:
+        print_summary(summary)
+        typer.echo(f"report: {folder / 'report.html'}")
+    if not any(metric.runs for metric in summary.metrics):
+        why = next((c.error for c in summary.configurations if c.error), "no configuration was run")
+        raise InferOptimError(f"nothing was measured: {why}; the report lists every reason")
 
 
 def _interrupt(_signal: int, _frame: object) -> None:
