@@ -92,6 +92,16 @@ def test_what_needs_the_failed_lever_goes_with_it() -> None:
     assert not {"paged_kv", "prefix_caching"} & set(next_one.levers)
 
 
+def test_int8_activations_only_where_they_are_scaled_in_groups() -> None:
+    def quantised(**fields: Any) -> set[str]:
+        return {r.settings["quantization"] for r in rungs(**fields) if "quantization" in r.levers}
+
+    assert quantised() == {"int8"}
+    assert quantised(levers=["quantization"]) == {"int8-weight-only"}
+    stated = {"quantization": {"quantization": "int8"}}
+    assert quantised(levers=["quantization"], lever_settings=stated) == {"int8"}
+
+
 def test_other_designs() -> None:
     alone = rungs(design="one-at-a-time")
     assert next(r for r in alone if r.added_lever == "paged_kv").levers == ("paged_kv",)

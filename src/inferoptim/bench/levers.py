@@ -72,8 +72,7 @@ LEVERS: tuple[Lever, ...] = (
     ),
     Lever(
         "quantization", "quantised weights", "4.1", False, {"quantization": "none"},
-        # int8 activations are faster in large batches, but break the gate on the small default model
-        {"quantization": "int8-weight-only"}, {"quantization": "fp8"},
+        {"quantization": "int8"}, {"quantization": "fp8"},
     ),
     Lever(
         "in_flight_batching", "in-flight batching", "4.2", True, {"in_flight_batching": False},
@@ -133,6 +132,12 @@ def engine_settings(
         fields.update(_settings_on(plan, lever, machine) if lever.name in levers else lever.off)
     if machine.device == "cuda":
         fields.pop("kernels", None)  # a choice between CPU kernels
+    elif (
+        "quantization" in levers and "quantization" not in plan.lever_settings and not fields["compiled_step"]
+    ):
+        # torch's operators scale activations by whole token, which breaks the gate on the small default model; the native step
+        # scales groups of 64 channels
+        fields["quantization"] = "int8-weight-only"
     fields.update(plan.engine)
     return EngineConfig.create(**fields).model_dump(mode="json")
 
