@@ -76,6 +76,30 @@ def parity(workers: int, agreement: bool, limit_s: float) -> tuple[dict[str, Any
     return results, good
 
 
+def beside(repeats: int) -> dict[str, Any]:
+    """Transformers and this engine on the guide's work, one process each, one after the other."""
+    results: dict[str, Any] = {}
+    for case in ("1x100+200", "32x100+200"):
+        for who in ("transformers", "bf16", "fp8"):
+            runs = (1, 4) if who == "transformers" else (5, max(repeats, 50))
+            seen = run_job(
+                {"kind": "beside", "who": who, "case": case, "warm": runs[0], "repeats": runs[1]},
+                120,
+                quiet=True,
+            )
+            results[f"{case} {who}"] = seen
+            if "error" in seen:
+                print(f"{case} {who}: {seen['error']}")
+                continue
+            print(
+                f"{case} {who:<13} {seen['median_s']:.4f} s ({seen['min_s']:.4f}-{seen['max_s']:.4f}, {seen['runs']} runs), "
+                f"{seen['output_tokens_per_s']:.0f} tok/s, peak {seen['peak_bytes'] / 1e9:.2f} GB, {seen['power_w']:.0f} W, "
+                f"{seen['energy_mj_per_output_token']:.1f} mJ/token",
+                flush=True,
+            )
+    return results
+
+
 def table(results: list[dict[str, Any]]) -> str:
     lines = [
         "model               precision  case             ours s   floor s  of floor   vLLM s*   ratio  tok/s     us/step (floor)"
@@ -104,7 +128,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--phases", default="parity,agreement,ceilings,speed")
+    parser.add_argument("--phases", default="parity,agreement,ceilings,beside,speed")
     parser.add_argument("--models", default="tiny,8b")
     parser.add_argument("--precisions", default="bf16,fp8", help="bf16, fp8, int8, each also with +kv8")
     parser.add_argument("--cases", default=",".join(map(str, CASES)))
@@ -132,6 +156,8 @@ def main() -> int:
     if "ceilings" in phases:
         report["ceilings"] = run_job({"kind": "ceilings"}, 120)
         print(f"ceilings: {report['ceilings']}")
+    if "beside" in phases:
+        report["beside"] = beside(args.repeats)
     if "speed" in phases:
         fields = {k: json.loads(v) for k, _, v in (pair.partition("=") for pair in args.set)}
         for model in args.models.split(","):

@@ -41,6 +41,14 @@ def do(job: dict[str, Any]) -> dict[str, Any]:
             job["model"], job["precision"], [Case.parse(c) for c in job["cases"]], job["repeats"],
             Ceilings(**job["ceilings"]), job["profile"], **job["fields"],
         )  # fmt: skip
+    if kind == "beside":
+        from benchmarks.gpu import beside
+        from benchmarks.gpu.shapes import Case
+
+        case = Case.parse(job["case"])
+        if job["who"] == "transformers":
+            return beside.transformers_side(case, job["warm"], job["repeats"])
+        return beside.engine_side(case, job["who"], job["warm"], job["repeats"])
     if kind == "ceilings":
         from inferoptim.hardware.measure_cuda import measure as ceilings
 

@@ -19,7 +19,7 @@ from inferoptim.config import DEFAULT_KV_BUDGET_BYTES, EngineConfig
 from inferoptim.engine.blocks import BlockAllocator
 from inferoptim.engine.grammar import GrammarCompiler, GrammarState
 from inferoptim.engine.kv_cache import allocate_kv_cache, bytes_per_token, num_blocks_within
-from inferoptim.engine.loading import choose_device, load_draft, load_target
+from inferoptim.engine.loading import check_gpu_memory, choose_device, load_draft, load_target
 from inferoptim.engine.request import FinishReason, Request, Sequence, TokenOutput
 from inferoptim.engine.runner import AheadRunner, DecoderLike, Launched, Runner
 from inferoptim.engine.scheduler import Scheduler, SchedulerConfig
@@ -48,6 +48,8 @@ class EngineCore:
         if self.device.type == "cpu" and config.num_threads:
             torch.set_num_threads(config.num_threads)
         self.files: ModelFiles = resolve_model(config.model)
+        if self.device.type == "cuda":
+            check_gpu_memory(self.files, config, self.device)
         self._decoder: DecoderLike = load_target(self.files, config, self.device)
         self.spec = self._decoder.spec
         self.max_model_len = self._model_len()

@@ -8,6 +8,8 @@ from functools import cache
 import torch
 
 from inferoptim.config import EngineConfig
+from inferoptim.engine.gpu_memory import check_fits, needs
+from inferoptim.engine.kv_cache import bytes_per_token
 from inferoptim.engine.runner import DecoderLike
 from inferoptim.errors import ConfigError, UnsupportedError
 from inferoptim.models.decoder import Decoder
@@ -47,6 +49,19 @@ def choose_dtype(config: EngineConfig, files: ModelFiles, device: torch.device) 
     dtype = _DTYPES.get(read_spec(files.folder).torch_dtype, torch.bfloat16)
     foreign = torch.float16 if device.type == "cpu" else torch.float32
     return torch.bfloat16 if dtype == foreign else dtype
+
+
+def check_gpu_memory(files: ModelFiles, config: EngineConfig, device: torch.device) -> None:
+    """Refuse a configuration that cannot fit the device, before anything is loaded.
+
+    Raises:
+        CapacityError: how much is missing, and which settings would fit.
+    """
+    spec = read_spec(files.folder)
+    dtype = choose_dtype(config, files, device)
+    need = needs(spec, config, dtype.itemsize, bytes_per_token(spec, dtype, config.kv_quantization))
+    free, _ = torch.cuda.mem_get_info(device)
+    check_fits(need, free, config, torch.cuda.get_device_name(device))
 
 
 def load_target(files: ModelFiles, config: EngineConfig, device: torch.device) -> DecoderLike:

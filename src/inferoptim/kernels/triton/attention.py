@@ -18,7 +18,6 @@ from inferoptim.kernels.triton.launch import CacheLayer, next_power_of_2, option
 
 MAX_SPLITS = 32
 _VARLEN_ROWS = 128  # (query, head) pairs in one tile of queries
-_DECODE_STAGES, _DECODE_WARPS = 3, 4
 
 
 @triton.jit
@@ -348,13 +347,14 @@ def decode_attention(
     count = rows.shape[0]
     _, block_size, num_kv_heads, head_dim = cache.k.shape
     group = num_heads // num_kv_heads
-    tile = _decode_tile_tokens(head_dim)
-    _decode[(count, num_kv_heads, num_splits(count, num_kv_heads))](
+    splits = num_splits(count, num_kv_heads)
+    tile, stages, warps = _decode_shape(head_dim, splits, cache.k_scale is not None)
+    _decode[(count, num_kv_heads, splits)](
         q, cache.k, cache.v, cache.k_scale, cache.v_scale, rows, positions, limits, block_tables, out,
         scratch.part, scratch.stat, scratch.count, q.stride(0), block_tables.stride(0), _scale(head_dim),
         G=group, GP=_group_rows(group), HKV=num_kv_heads, D=head_dim, DP=next_power_of_2(head_dim), P=block_size,
-        TILE=tile, SPLITS=num_splits(count, num_kv_heads), WINDOW=window or 0, QUANT=cache.k_scale is not None,
-        STAGES=_DECODE_STAGES, num_warps=_DECODE_WARPS, **options(q.device),
+        TILE=tile, SPLITS=splits, WINDOW=window or 0, QUANT=cache.k_scale is not None,
+        STAGES=stages, num_warps=warps, **options(q.device),
     )  # fmt: skip
 
 
@@ -396,8 +396,13 @@ def tile_tokens(group: int) -> int:
     return max(1, _VARLEN_ROWS // next_power_of_2(group))
 
 
-def _decode_tile_tokens(head_dim: int) -> int:
-    return 64 if head_dim <= 64 else 32
+def _decode_shape(head_dim: int, splits: int, quantised: bool) -> tuple[int, int, int]:
+    """(tokens of a tile, stages, warps): the best of a sweep on an H100 (docs/LOG.md)."""
+    if head_dim > 64:
+        return (128, 3, 4) if splits == 1 and quantised and head_dim <= 128 else (32, 3, 4)
+    if splits > 1:
+        return 64, 3, 4
+    return (128, 2, 4) if quantised else (32, 4, 2)
 
 
 def _group_rows(group: int) -> int:

@@ -190,7 +190,7 @@ def _norm_head(
 # Bytes of weights that one program takes, by kernel, and weights that each of its threads holds at once: the best of 8 to
 # 32 KiB and 64 to 256 bytes on an H100, one row of TinyLlama's shapes, bf16 and fp8 (docs/LOG.md).
 _PROGRAM_BYTES = {"linear": 32768, "qkv": 32768, "gate_up": 16384, "residual": 32768, "head": 32768}
-_THREAD_ELEMENTS = 128
+_THREAD_BYTES = 256
 
 
 def _shape(kernel: str, k: int, element_bytes: int, tiles: int = 1) -> tuple[int, int, int]:
@@ -198,7 +198,7 @@ def _shape(kernel: str, k: int, element_bytes: int, tiles: int = 1) -> tuple[int
     block_k = next_power_of_2(k)
     block_n = max(1, _PROGRAM_BYTES[kernel] // (block_k * element_bytes * tiles))
     size = block_n * tiles * block_k * element_bytes
-    return block_n, block_k, max(1, min(16, size // (32 * element_bytes * _THREAD_ELEMENTS)))
+    return block_n, block_k, max(1, min(16, size // (32 * _THREAD_BYTES)))
 
 
 def norm_linear(
