@@ -106,8 +106,8 @@ def audit(
 ) -> None:
     """Read a request log as a stream: lengths, bursts, concurrency, prefix reuse, languages, which levers can pay.
 
-    Azure, BurstGPT, Mooncake, ShareGPT, OpenAI logs, vLLM, GuideLLM, AIPerf and trtllm-bench data sets and this server's
-    access log are recognised; --map names the columns of anything else. Nothing leaves the machine.
+    Azure, BurstGPT, Mooncake, ShareGPT, OpenAI logs, vLLM, GuideLLM, AIPerf and trtllm-bench data sets are recognised;
+    --map names the columns of anything else. Nothing leaves the machine.
     """
     from inferoptim.audit.formats import SECONDS, parse_map
     from inferoptim.audit.options import ReadOptions
