@@ -199,6 +199,7 @@ def test_wrong_output_has_no_speed_no_index_and_no_price(
 
     # the report can be written again, in French and at another price, without measuring
     assert main(["report", str(folder), "--lang", "fr", "--price-per-hour", "2", "--currency", "usd"]) == 0
+    assert main(["report", str(folder), "--lang", "fr"]) == 0  # keeps the price it has
     priced = read_run(folder).summary
     assert priced is not None
     assert (priced.price_per_hour, priced.currency) == (2.0, "USD")

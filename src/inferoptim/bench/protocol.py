@@ -237,6 +237,7 @@ class Bench:
             raise ConfigError(
                 f"{self.folder} was measured with another plan: choose another folder with --out"
             )
+        self._writer.plan(self.plan)  # equal but for the price, which may be new
         self._records = dict(earlier.configurations)
         for run in earlier.runs:
             self._order = max(self._order, run.order_index + 1)

@@ -108,7 +108,7 @@ def summarise_again(
     currency: str | None = None,
     price_source: str | None = None,
 ) -> Summary:
-    """Compute summary.json anew from the records of a folder; a price given replaces the plan's.
+    """Compute summary.json anew from the records of a folder; a price given replaces the one it had.
 
     Raises:
         DataError: no run there, or none that was summarised once.
@@ -117,12 +117,17 @@ def summarise_again(
     folder = read_run(path)
     if folder.summary is None:
         raise DataError(f"{path} has no summary.json: finish the run with `inferoptim bench --resume {path}`")
-    fields = dict(folder.plan)
+    earlier = folder.summary
+    fields = {
+        **folder.plan,
+        "price_per_hour": earlier.price_per_hour,
+        "currency": earlier.currency,
+        "price_source": earlier.price_source,
+    }
     if price_per_hour is not None:
         fields.update(price_per_hour=price_per_hour, price_source=price_source or "stated")
     if currency is not None:
         fields["currency"] = currency.upper()
-    earlier = folder.summary
     concurrency = {m.workload: m.concurrency or 1 for m in earlier.metrics}
     summary = build_summary(
         folder, make_plan(fields, str(path / "plan.json")), concurrency, earlier.protocol, earlier.warnings
