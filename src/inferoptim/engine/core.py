@@ -19,7 +19,13 @@ from inferoptim.config import DEFAULT_KV_BUDGET_BYTES, EngineConfig
 from inferoptim.engine.blocks import BlockAllocator
 from inferoptim.engine.grammar import GrammarCompiler, GrammarState
 from inferoptim.engine.kv_cache import allocate_kv_cache, bytes_per_token, num_blocks_within
-from inferoptim.engine.loading import check_gpu_memory, choose_device, load_draft, load_target
+from inferoptim.engine.loading import (
+    check_gpu_memory,
+    choose_device,
+    load_draft,
+    load_target,
+    return_freed_memory,
+)
 from inferoptim.engine.request import FinishReason, Request, Sequence, TokenOutput
 from inferoptim.engine.runner import AheadRunner, DecoderLike, Launched, Runner
 from inferoptim.engine.scheduler import Scheduler, SchedulerConfig
@@ -92,6 +98,7 @@ class EngineCore:
         )  # steps that a GPU was given and whose outcome is not yet read
         self._step_s = 0.0
         self._latest: StepPlan | None = None
+        return_freed_memory()
         self.load_s = time.perf_counter() - started
 
     @property

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import mmap
+
 import torch
 
 from inferoptim.errors import CapacityError
@@ -62,7 +65,11 @@ def allocate_kv_cache(
     quantised = kv_quantization != "none"
 
     def tensor(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        return torch.zeros(shape, dtype=dtype, device=device)
+        if device.type != "cpu":
+            return torch.zeros(shape, dtype=dtype, device=device)
+        # torch.zeros writes its zeros; the pages of an anonymous map are zero and resident once written to, not before
+        pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+        return torch.frombuffer(pages, dtype=dtype).view(shape)
 
     try:
         layers = tuple(
@@ -74,7 +81,7 @@ def allocate_kv_cache(
             )
             for _ in range(spec.num_layers)
         )
-    except (torch.OutOfMemoryError, RuntimeError) as error:
+    except (torch.OutOfMemoryError, RuntimeError, OSError) as error:  # OSError: mmap
         needed = num_blocks * block_size * bytes_per_token(spec, model_dtype, kv_quantization)
         raise CapacityError(
             f"cannot allocate {format_bytes(needed)} of KV-cache on {device}: lower kv_budget_bytes or max_model_len"
