@@ -114,3 +114,32 @@ def test_seeds_differ_between_requests_but_not_between_runs():
     assert request_seed(unseeded, "a", 0) == request_seed(unseeded, "a", 0)
     assert request_seed(unseeded, "a", 0) != request_seed(unseeded, "b", 0)
     assert request_seed(SamplingParams(seed=5), "a", 0) == request_seed(SamplingParams(seed=5), "b", 1) == 5
+
+
+def test_a_batch_draws_what_the_definition_draws_row_by_row():
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.randn(40, 120, generator=generator) * 3
+    kinds: list[dict[str, object]] = [
+        {"temperature": 0.0},
+        {"temperature": 1.0},
+        {"temperature": 0.6, "top_k": 7},
+        {"temperature": 1.3, "top_p": 0.7},
+        {"temperature": 0.9, "min_p": 0.1},
+        {"temperature": 1.1, "top_k": 30, "top_p": 0.8, "min_p": 0.02},
+        {"temperature": 0.8, "top_p": 0.95, "repetition_penalty": 1.4, "presence_penalty": 0.5},
+        {"temperature": 0.0, "frequency_penalty": 1.5},
+        {"temperature": 1.0, "top_p": 0.001},
+        {"temperature": 0.7, "logit_bias": {3: 4.0}, "top_k": 200},
+    ]
+    rows = [context([i, i + 1, i, 5], seed=i, **kinds[i % len(kinds)]) for i in range(40)]
+    expected = []
+    for logits_V, row in zip(logits, rows, strict=True):
+        adjusted = adjust(logits_V, row)
+        if row.sampling.greedy:
+            expected.append(int(adjusted.argmax()))
+            continue
+        probs, ids = filtered_probabilities(adjusted, row.sampling)
+        below = int((probs.cumsum(0) <= uniform(row.seed, 4)).sum())
+        expected.append(int(ids[min(below, len(ids) - 1)]))
+    assert sample(logits, rows) == expected
+    assert len(set(expected)) > 20

@@ -246,7 +246,19 @@ class Runner:
         logits_RV: torch.Tensor,
     ) -> tuple[SequenceResult, ...]:
         results = []
-        first = 0
+        ends = np.cumsum(row_counts)
+        contexts: list[RowContext] = []
+        sampled_rows: list[int] = []
+        for s, end in zip(sequences, ends.tolist(), strict=True):
+            if s.samples:
+                admission = self._rows[s.slot]
+                assert admission is not None, f"row {s.slot} is scheduled but holds no sequence"
+                contexts += self._contexts(s, admission)
+                sampled_rows += range(end - s.num_draft - 1, end)
+        chosen = sample(
+            logits_RV if len(sampled_rows) == len(logits_RV) else logits_RV[sampled_rows], contexts
+        )
+        first = taken = 0
         for s, n, everything in zip(sequences, row_counts, want_all, strict=True):
             logits = logits_RV[first : first + n]
             first += n
@@ -257,7 +269,8 @@ class Runner:
                 results.append(SequenceResult(s.slot, (), None, prompt_logprobs))
                 continue
             logits = logits[n - s.num_draft - 1 :]
-            accepted = self._accept(s, sample(logits, self._contexts(s, admission)))
+            accepted = self._accept(s, chosen[taken : taken + s.num_draft + 1])
+            taken += s.num_draft + 1
             if s.slot in self._states:
                 self._states[s.slot].advance(accepted)
             logprobs: tuple[TokenLogprobs, ...] | None = None

@@ -19,6 +19,8 @@ import torch
 from inferoptim.config import SamplingParams
 from inferoptim.engine.request import TokenLogprobs
 
+_DRAWN_AT_ONCE = 1 << 24  # probabilities of one batch of draws, so that float64 copies stay under a GiB
+
 
 def request_seed(sampling: SamplingParams, request_id: str, engine_seed: int) -> int:
     """The 64-bit seed of a request: its own, or one derived from the engine's seed and the request's id."""
@@ -45,31 +47,46 @@ class RowContext:
     allowed: np.ndarray | None = None  # bool [V]: what a grammar lets come next
 
     @property
-    def plain(self) -> bool:
-        """True when the choice is the argmax of the logits as they are."""
+    def changes_logits(self) -> bool:
+        """True when something is done to the logits before the choice."""
         s = self.sampling
-        return (
-            s.greedy and not self.banned and self.allowed is None and not s.logit_bias and not _has_penalty(s)
-        )
+        return bool(self.banned or self.allowed is not None or s.logit_bias or _has_penalty(s))
 
 
 def _has_penalty(s: SamplingParams) -> bool:
     return bool(s.presence_penalty or s.frequency_penalty or s.repetition_penalty != 1.0)
 
 
+def _has_filter(s: SamplingParams) -> bool:
+    return bool(s.top_k or s.top_p < 1.0 or s.min_p)
+
+
 def sample(logits_RV: torch.Tensor, rows: list[RowContext]) -> list[int]:
-    """Choose one token a row.
+    """Choose one token a row, all rows at once and with one wait for the device.
 
     Args:
         logits_RV: float32 [R, V]; not modified.
         rows: one context a row, in the same order.
     """
-    tokens = logits_RV.argmax(dim=-1).tolist()
-    for index, row in enumerate(rows):
-        if row.plain:
-            continue
-        logits_V = adjust(logits_RV[index], row)
-        tokens[index] = int(logits_V.argmax()) if row.sampling.greedy else _draw(logits_V, row)
+    changed = [i for i, row in enumerate(rows) if row.changes_logits]
+    if changed:
+        logits_RV = logits_RV.clone()
+        for i in changed:
+            logits_RV[i] = adjust(logits_RV[i], rows[i])
+    tokens_R = logits_RV.argmax(dim=-1)
+    most = max(1, _DRAWN_AT_ONCE // logits_RV.shape[1])
+    for filtered in (
+        False,
+        True,
+    ):  # apart: a draw from all tokens goes by id, one from a filtered set by likelihood
+        drawn = [
+            i for i, r in enumerate(rows) if not r.sampling.greedy and _has_filter(r.sampling) == filtered
+        ]
+        for first in range(0, len(drawn), most):
+            part = drawn[first : first + most]
+            at = torch.tensor(part, device=logits_RV.device)
+            tokens_R[at] = _draw(logits_RV[at], [rows[i] for i in part], filtered)
+    tokens: list[int] = tokens_R.tolist()
     return tokens
 
 
@@ -107,7 +124,7 @@ def filtered_probabilities(logits_V: torch.Tensor, s: SamplingParams) -> tuple[t
         (probabilities, token ids), both over the tokens kept, likeliest first when a filter sorts them, summing to 1.
     """
     probs = torch.softmax(logits_V.double() / s.temperature, dim=-1)
-    if not s.top_k and s.top_p >= 1.0 and not s.min_p:
+    if not _has_filter(s):
         return probs, torch.arange(probs.numel(), device=probs.device)
     keep = min(s.top_k, probs.numel()) if s.top_k else probs.numel()
     probs, ids = torch.topk(probs, keep)
@@ -121,12 +138,31 @@ def filtered_probabilities(logits_V: torch.Tensor, s: SamplingParams) -> tuple[t
     return probs / probs.sum(), ids
 
 
-def _draw(logits_V: torch.Tensor, row: RowContext) -> int:
-    probs, ids = filtered_probabilities(logits_V, row.sampling)
-    cumulative = probs.cumsum(0)
-    point = uniform(row.seed, len(row.token_ids)) * float(cumulative[-1])
-    index = int(torch.searchsorted(cumulative, torch.tensor(point, dtype=cumulative.dtype), right=True))
-    return int(ids[min(index, ids.numel() - 1)])
+def _draw(logits_RV: torch.Tensor, rows: list[RowContext], filtered: bool) -> torch.Tensor:
+    """`filtered_probabilities` of every row, inverted at its own uniform number; int64 [R]."""
+
+    def column(values: list[float]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=logits_RV.device)[:, None]
+
+    probs = torch.softmax(logits_RV.double() / column([r.sampling.temperature for r in rows]), dim=-1)
+    ids = None
+    if filtered:
+        vocab = probs.shape[1]
+        probs, ids = torch.topk(probs, min(vocab, max(r.sampling.top_k or vocab for r in rows)))
+        rank = torch.arange(probs.shape[1], device=probs.device)[None, :]
+        probs = probs * (rank < column([float(r.sampling.top_k or vocab) for r in rows]))
+        total = probs / probs.sum(-1, keepdim=True)
+        # the smallest set whose mass reaches top_p; 2: a mass that no set reaches
+        below = (total.cumsum(-1) - total) < column(
+            [r.sampling.top_p if r.sampling.top_p < 1 else 2.0 for r in rows]
+        )
+        probs = probs * (below & (probs >= column([r.sampling.min_p for r in rows]) * probs[:, :1]))
+    cumulative = probs.cumsum(-1)
+    points = column([uniform(r.seed, len(r.token_ids)) for r in rows]) * cumulative[:, -1:]
+    last = (probs > 0).sum(-1, keepdim=True) if filtered else probs.shape[1]
+    index = torch.searchsorted(cumulative, points, right=True)
+    index = torch.minimum(index, torch.as_tensor(last, device=index.device) - 1)
+    return (index if ids is None else ids.gather(1, index)).squeeze(1)
 
 
 def logprobs_of(logits_RV: torch.Tensor, token_ids: list[int], num_top: int) -> list[TokenLogprobs]:
