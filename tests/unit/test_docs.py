@@ -98,3 +98,9 @@ def test_readmes_in_both_languages_name_the_same_commands():
         {words[0] for words in commands(ROOT / name)} for name in ("README.md", "README.fr.md")
     )
     assert english == french
+
+
+def test_every_page_is_in_the_index():
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert {name for name in pages if f"({name})" not in index} == set()
