@@ -100,6 +100,20 @@ def test_a_target_that_does_not_stream_has_no_cost_under_a_first_token_objective
     assert any("transformers-static" in note and "not measured" in note for note in priced["notes"])
 
 
+def test_a_rate_whose_interval_reaches_zero_has_no_interval_of_cost(tmp_path, capsys):
+    # Of four runs one met the objective: the interval of that goodput goes below zero, so cost has no upper end.
+    late = [
+        r.model_copy(update={"finished_s": r.finished_s + 100}) if r.run_index else r
+        for r in fixture.requests()
+    ]
+    path = fixture.write_folder(tmp_path / "late", of_requests=late)
+    priced = asked(
+        capsys, "cost", str(path), "--config", "engine-off", "--workload", "chat@32", "--slo", "e2e=50s"
+    )
+    assert priced["costs"][0]["spread"] is None
+    assert any("no upper end" in note for note in priced["notes"])
+
+
 def stage(name: str, rate: float, goodput: float | None, **changes) -> LoadStage:
     fields = {
         "name": name, "shape": f"open, {rate:g} requests/s", "loop": "open", "offered_per_s": rate, "requests": 100, "succeeded": 100,

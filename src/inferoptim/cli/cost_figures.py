@@ -101,7 +101,9 @@ def from_run(
     folder = read_run(run)
     summary = folder.summary
     if summary is None:
-        raise ConfigError(f"{run}: the run has no summary.json yet (inferoptim report {run})")
+        raise ConfigError(
+            f"{run}: the run has no summary.json yet: finish it with `inferoptim bench --resume {run}`"
+        )
     configs = {c.config_id: c for c in summary.configurations}
     names = {m.workload for m in summary.metrics}
     for given, known, what in ((config, configs, "configuration"), (workload, names, "workload")):
@@ -136,7 +138,13 @@ def from_run(
             stated = {**options, "goodput_requests_per_s": goodput.value, "slo": describe(objectives)}
             rate = goodput
         priced = cost_of(row, runs, total, currency, splits, **stated)
-        spread = Range(rate.low, rate.value, rate.high, "measured") if rate.low < rate.high else rate.value
+        spread = (
+            Range(rate.low, rate.value, rate.high, "measured") if 0 < rate.low < rate.high else rate.value
+        )
+        if rate.low <= 0:
+            notes.append(
+                "the interval of its rate reaches zero: the cost has no upper end, and no interval is printed"
+            )
         goodput_per_s = stated.get("goodput_requests_per_s")
         found.append(Figure(metric.config_id, metric.workload, priced, spread, tuple(notes), goodput_per_s))
     if not found:

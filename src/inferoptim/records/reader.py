@@ -106,7 +106,7 @@ def read_summary(folder: str | Path) -> Summary:
     """
     path = Path(folder) / "summary.json"
     if not path.exists():
-        raise DataError(f"{path} is missing: rebuild it with `inferoptim report {folder}`")
+        raise DataError(f"{path} is missing: finish the run with `inferoptim bench --resume {folder}`")
     version = _read_json(path).get("schema_version")
     if version != SCHEMA_VERSION:
         raise DataError(f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}")
