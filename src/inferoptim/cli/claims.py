@@ -101,7 +101,9 @@ def _evidence(run: Path | None, tokenizers: list[Path], english: Path | None, fr
 
         folder = read_run(run)
         if folder.summary is None:
-            raise ConfigError(f"{run}: the run has no summary.json yet: finish it with `inferoptim bench --resume {run}`")
+            raise ConfigError(
+                f"{run}: the run has no summary.json yet: finish it with `inferoptim bench --resume {run}`"
+            )
         summary = folder.summary.model_dump(mode="json")
         environment = folder.environment.model_dump(mode="json") if folder.environment else None
     texts = []

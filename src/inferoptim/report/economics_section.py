@@ -44,7 +44,9 @@ def economics_from_run(
     """
     run = read_run(folder)
     if run.summary is None:
-        raise DataError(f"{folder}: no summary.json: finish the run with `inferoptim bench --resume {folder}`")
+        raise DataError(
+            f"{folder}: no summary.json: finish the run with `inferoptim bench --resume {folder}`"
+        )
     summary = run.summary
     price = price_per_hour if price_per_hour is not None else summary.price_per_hour
     money = (currency or summary.currency).upper()

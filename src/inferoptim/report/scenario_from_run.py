@@ -39,7 +39,9 @@ def scenario_from_run(
     """
     run = read_run(folder)
     if run.summary is None:
-        raise DataError(f"{folder}: no summary.json: finish the run with `inferoptim bench --resume {folder}`")
+        raise DataError(
+            f"{folder}: no summary.json: finish the run with `inferoptim bench --resume {folder}`"
+        )
     summary = run.summary
     name = _workload(folder, summary, workload)
     rows = {
