@@ -56,59 +56,60 @@ def main() -> None:
             except Skipped as why:
                 skipped[name] = str(why)
                 print(f"{name}: skipped ({why})", flush=True)
-        runs = measure(engines, cases, args.rounds, skipped)
+        machine = Machine(
+            machine_ceilings.memory_read_bytes_per_s or 0.0,
+            machine_ceilings.gemm_flops_per_s.get("int8", 0.0),
+        )
+        record: dict[str, Any] = {
+            "measured_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "command": ["python", "-m", "benchmarks.cpu", *sys.argv[1:]],
+            "cpu": cpu_facts().model,
+            "isa": cpu_facts().isa,
+            "threads": args.threads,
+            "ceilings": machine_ceilings.as_record_fields(),
+            "engines": {engine.name: engine.info for engine in engines},
+            "skipped": skipped,
+            "cases": [],
+        }
+        print_machine(record)
+        out = args.out or ROOT / f"results/cpu-{datetime.now(timezone.utc):%Y%m%d-%H%M%S}.json"
+        for case in cases:
+            runs = measure(engines, case, args.rounds, skipped)
+            result = summary(case, runs, engines, machine)
+            record["cases"].append(result)
+            print_case(result)
+            write(out, record)  # an interrupted run keeps what it has
+        print(f"\nWritten: {out}")
     finally:
         for engine in engines:
             engine.close()
-    machine = Machine(
-        machine_ceilings.memory_read_bytes_per_s or 0.0, machine_ceilings.gemm_flops_per_s.get("int8", 0.0)
-    )
-    out = args.out or ROOT / f"results/cpu-{datetime.now(timezone.utc):%Y%m%d-%H%M%S}.json"
-    record = {
-        "measured_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": ["python", "-m", "benchmarks.cpu", *sys.argv[1:]],
-        "cpu": cpu_facts().model,
-        "isa": cpu_facts().isa,
-        "threads": args.threads,
-        "ceilings": machine_ceilings.as_record_fields(),
-        "engines": {engine.name: engine.info for engine in engines},
-        "skipped": skipped,
-        "cases": [
-            summary(case, runs, engines, machine)
-            for case in cases
-            if any((e.name, case.name) in runs for e in engines)
-        ],
-    }
-    print_summary(record)
+
+
+def write(out: Path, record: dict[str, Any]) -> None:
+    """Aside, then renamed."""
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = out.with_suffix(".tmp")
     aside.write_text(json.dumps(record, indent=1, default=str), encoding="utf-8")
     aside.replace(out)
-    print(f"\nWritten: {out}")
 
 
-def measure(
-    engines: list[Engine], cases: list[Case], rounds: int, skipped: dict[str, str]
-) -> dict[tuple[str, str], list[Run]]:
-    """Every engine on every case, interleaved; one warm-up each."""
-    runs: dict[tuple[str, str], list[Run]] = {}
-    order = random.Random(0)
-    live = list(engines)
-    for case in cases:
-        warm = Case(case.name, tuple(p[:64] for p in case.prompts), min(case.output_tokens, 4))
-        for round_number in range(-1, rounds):
-            for engine in order.sample(live, len(live)):
-                if engine.name.startswith(SLOW) and round_number > 0:
-                    continue
-                try:
-                    run = engine.ask(warm if round_number < 0 else case)
-                except Skipped as why:
-                    skipped[engine.name] = str(why)
-                    print(f"{engine.name}: given up ({why})", flush=True)
-                    live.remove(engine)
-                    continue
-                if round_number >= 0:
-                    runs.setdefault((engine.name, case.name), []).append(run)
+def measure(engines: list[Engine], case: Case, rounds: int, skipped: dict[str, str]) -> dict[str, list[Run]]:
+    """Every engine on a case, interleaved; one warm-up each. An engine that failed is asked no more."""
+    runs: dict[str, list[Run]] = {}
+    order = random.Random(case.name)
+    warm = Case(case.name, tuple(p[:64] for p in case.prompts), min(case.output_tokens, 4))
+    for round_number in range(-1, rounds):
+        for engine in order.sample(engines, len(engines)):
+            if engine.name in skipped or (engine.name.startswith(SLOW) and round_number > 0):
+                continue
+            try:
+                run = engine.ask(warm if round_number < 0 else case)
+            except Skipped as why:
+                skipped[engine.name] = str(why)
+                print(f"{engine.name}: given up ({why})", flush=True)
+                continue
+            if round_number >= 0:
+                runs.setdefault(engine.name, []).append(run)
     return runs
 
 
@@ -123,14 +124,14 @@ def rate(case: Case, run: Run) -> float:
 
 
 def summary(
-    case: Case, runs: dict[tuple[str, str], list[Run]], engines: list[Engine], machine: Machine
+    case: Case, runs: dict[str, list[Run]], engines: list[Engine], machine: Machine
 ) -> dict[str, Any]:
     """Medians, ratios and share of the ceiling of one case."""
     rows = {}
     ours = engines[0]
-    reference = runs.get((ours.name, case.name), [])
+    reference = runs.get(ours.name, [])
     for engine in engines:
-        mine = runs.get((engine.name, case.name))
+        mine = runs.get(engine.name)
         if not mine:
             continue
         rates = [rate(case, run) for run in mine]
@@ -169,32 +170,33 @@ def _share(case: Case, runs: list[Run], weights: Weights, machine: Machine) -> f
     return floor / median(run.total_s for run in runs)
 
 
-def print_summary(record: dict[str, Any]) -> None:
-    """The table that a person reads."""
+def print_machine(record: dict[str, Any]) -> None:
+    """One line: the processor and what it reached."""
     ceilings = record["ceilings"]
     read, gemm = ceilings["memory_read_bytes_per_s"], ceilings["gemm_flops_per_s"].get("int8")
-    print(f"\n{record['cpu']}, {record['threads']} threads", end="")
-    print(f"; reads {read / 1e9:.1f} GB/s" if read else "; read rate not measured", end="")
-    print(f", int8 products {gemm / 1e12:.2f} TOP/s" if gemm else ", int8 rate not measured")
-    for case in record["cases"]:
-        unit = (
-            "prompt tok/s"
-            if case["output_tokens"] == 1
-            else "tok/s decode"
-            if case["requests"] == 1
-            else "tok/s total"
-        )
-        print(
-            f"\n{case['name']}: {case['requests']} request(s), {case['prompt_tokens']} in, {case['output_tokens']} out each"
-        )
-        for name, row in case["engines"].items():
-            low, high = min(row["rates"]), max(row["rates"])
-            line = f"  {name:18s} {row['tokens_per_s']:9.1f} {unit}  ({low:.1f} to {high:.1f})"
-            if "ours_over_this" in row:
-                line += f"   ours / this = {row['ours_over_this']:.2f}"
-            if "share_of_ceiling" in row:
-                line += f"   {row['share_of_ceiling']:.0%} of the ceiling"
-            print(line)
+    parts = [
+        f"{record['cpu']}, {record['threads']} threads",
+        f"reads {read / 1e9:.1f} GB/s" if read else "read rate not measured",
+        f"int8 products {gemm / 1e12:.2f} TOP/s" if gemm else "int8 rate not measured",
+    ]
+    print("; ".join(parts), flush=True)
+
+
+def print_case(case: dict[str, Any]) -> None:
+    """What a person reads of a case."""
+    many, one_token = case["requests"] > 1, case["output_tokens"] == 1
+    unit = "prompt tok/s" if one_token else "tok/s total" if many else "tok/s decode"
+    print(
+        f"\n{case['name']}: {case['requests']} at once, {case['prompt_tokens']} in, {case['output_tokens']} out each"
+    )
+    for name, row in case["engines"].items():
+        low, high = min(row["rates"]), max(row["rates"])
+        line = f"  {name:18s} {row['tokens_per_s']:9.1f} {unit}  ({low:.1f} to {high:.1f}, {len(row['rates'])} runs)"
+        if "ours_over_this" in row:
+            line += f"   ours / this = {row['ours_over_this']:.2f}"
+        if "share_of_ceiling" in row:
+            line += f"   {row['share_of_ceiling']:.0%} of the ceiling"
+        print(line, flush=True)
 
 
 if __name__ == "__main__":
