@@ -6,8 +6,8 @@ At no time is more than one layer held in full precision beside what was already
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,8 @@ def load_decoder(
         return quantize_linear(dense, dynamic_activations=quantization == "int8")
 
     with ExitStack() as stack:
+        if device.type == "cpu":
+            stack.enter_context(_one_thread())
         stored = _reader(folder, stack)
 
         def get(name: str) -> torch.Tensor:
@@ -171,6 +173,17 @@ def check_fp8(device: torch.device) -> None:
             f"fp8 needs compute capability 8.9 or later, {torch.cuda.get_device_name(device)} has "
             f"{major}.{minor}: use int8 or none"
         )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Loading is many short operations: handing each to several threads costs more than the work itself."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _reader(folder: Path, stack: ExitStack) -> Callable[[str], torch.Tensor]:
