@@ -96,3 +96,28 @@ def test_the_python_around_the_kernels(
     expected = generate(tmp_path, **fields)
     use_cuda_path_on_cpu(monkeypatch)
     assert generate(tmp_path, **fields) == expected
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="without a GPU only: it looks at a plan that is still out"
+)
+def test_leaving_while_a_plan_made_ahead_is_out_harms_nobody(
+    device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    save_tiny_llama(tmp_path)
+    tiny_tokenizer(tmp_path)
+    use_cuda_path_on_cpu(monkeypatch)
+    llm = LLM(
+        EngineConfig.create(
+            model=str(tmp_path), kernels="torch", dtype="float16", max_model_len=48, max_num_seqs=2
+        )
+    )
+    sampling = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
+    alone = llm.generate([[7, 9, 11]], sampling)[0].token_ids
+    for i, _ in enumerate(llm.stream([30, 7], sampling)):
+        if i == 1:
+            break
+    assert llm.core._launched, "the second plan was meant to be out"
+    assert not llm.core.has_work
+    assert llm.generate([[7, 9, 11]], sampling)[0].token_ids == alone
+    llm.core.check()

@@ -43,8 +43,8 @@ def _measure_reads() -> dict[str, float]:
     import torch
 
     rows, columns = 16384, 32768  # 1 GiB of bf16: far beyond any L2
-    matrix = torch.ones(rows, columns, dtype=torch.bfloat16, device="cuda")
-    vector = torch.ones(columns, dtype=torch.bfloat16, device="cuda")
+    matrix = torch.randn(rows, columns, dtype=torch.bfloat16, device="cuda")
+    vector = torch.randn(columns, dtype=torch.bfloat16, device="cuda")
     other = torch.empty_like(matrix)
     flat = matrix.view(torch.float32)
     return {
@@ -57,15 +57,16 @@ def _measure_reads() -> dict[str, float]:
 def _measure_gemm() -> tuple[dict[str, float], list[str]]:
     import torch
 
+    # Random values: on an H100, products of ones ran 14-25 % faster than real data does (fewer bits toggle, less power).
     n, flops = GEMM_SIZE, 2.0 * GEMM_SIZE**3
-    dense = torch.ones(n, n, dtype=torch.bfloat16, device="cuda")
+    dense = torch.randn(n, n, dtype=torch.bfloat16, device="cuda")
     products: dict[str, Callable[[], object]] = {"bfloat16": lambda: torch.mm(dense, dense)}
-    whole = torch.ones(n, n, dtype=torch.int8, device="cuda")
+    whole = torch.randint(-127, 128, (n, n), dtype=torch.int8, device="cuda")
     int_mm: Any = torch._int_mm
     products["int8"] = lambda: int_mm(whole, whole.t())
     notes: list[str] = []
     if torch.cuda.get_device_capability() >= (8, 9):
-        small = torch.ones(n, n, device="cuda").to(torch.float8_e4m3fn)
+        small = torch.randn(n, n, device="cuda").to(torch.float8_e4m3fn)
         one = torch.ones((), device="cuda")
         scaled_mm: Any = torch._scaled_mm
         products["fp8"] = lambda: scaled_mm(
