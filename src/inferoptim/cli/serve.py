@@ -58,6 +58,13 @@ def serve(
     metrics_alias: Annotated[
         str, typer.Option(help="vllm: also export the metrics under vLLM's names.", rich_help_panel=_SERVER)
     ] = "none",
+    access_log: Annotated[
+        Path | None,
+        typer.Option(
+            help="Append one JSON line a request: times, token counts, outcome, no text; `inferoptim audit` reads it.",
+            rich_help_panel=_SERVER,
+        ),
+    ] = None,
     otlp_endpoint: Annotated[
         str | None,
         typer.Option(
@@ -127,6 +134,7 @@ def serve(
             "on_engine_death": on_engine_death,
             "cors_origins": tuple(cors_origin or ()),
             "metrics_alias": metrics_alias,
+            "access_log": access_log,
             "otlp_endpoint": otlp_endpoint,
             "usd_per_hour": usd_per_hour,
             "usd_per_kwh": usd_per_kwh,

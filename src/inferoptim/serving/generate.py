@@ -224,8 +224,10 @@ async def _answer(
 
     def end() -> None:
         generation.close()
+        operation = "chat" if chat else "text_completion"
+        if state.access_log is not None:
+            state.access_log.record(generation, operation, head["model"], generation.record.tenant)
         if state.tracer is not None:
-            operation = "chat" if chat else "text_completion"
             state.tracer.record(generation, operation, head["model"], request.headers)
         state.admission.leave(sequences)
         state.leave()

@@ -18,6 +18,7 @@ from inferoptim.config import EngineConfig
 from inferoptim.errors import ConfigError, InferOptimError
 from inferoptim.models.hub import resolve_model
 from inferoptim.models.tokenizer import load_tokenizer
+from inferoptim.serving.access_log import AccessLog
 from inferoptim.serving.admission import Admission
 from inferoptim.serving.app import create_app
 from inferoptim.serving.auth import ApiKeys
@@ -124,7 +125,10 @@ async def _serve(
     )
     host, port = sock.getsockname()[:2]
     tracer = OtlpTracer(settings.otlp_endpoint, (host, port)) if settings.otlp_endpoint is not None else None
-    state = ServerState(settings, tokenizer, engine, metrics, Admission(settings.max_queue), keys, tracer)
+    access_log = None if settings.access_log is None else AccessLog(settings.access_log)
+    state = ServerState(
+        settings, tokenizer, engine, metrics, Admission(settings.max_queue), keys, tracer, access_log
+    )
     announcement = Announcement(host, port, state)
     exporter = Exporter(
         metrics,
@@ -161,6 +165,8 @@ async def _serve(
     state.workers.shutdown(wait=False, cancel_futures=True)
     if tracer is not None:
         tracer.close()
+    if access_log is not None:
+        access_log.close()
     if failure:
         raise failure[0]
 

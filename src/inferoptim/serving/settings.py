@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -25,6 +26,7 @@ class ServerSettings(BaseModel):
     on_engine_death: Literal["restart", "exit"] = "restart"
     cors_origins: tuple[str, ...] = ()
     otlp_endpoint: str | None = None
+    access_log: Path | None = None
     metrics_alias: Literal["none", "vllm"] = "none"
     usd_per_hour: float | None = Field(None, ge=0)
     usd_per_kwh: float | None = Field(None, ge=0)

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from inferoptim.models.tokenizer import Tokenizer
+from inferoptim.serving.access_log import AccessLog
 from inferoptim.serving.admission import Admission
 from inferoptim.serving.auth import ApiKeys
 from inferoptim.serving.engine_client import EngineClient, EngineState
@@ -29,6 +30,7 @@ class ServerState:
     admission: Admission
     keys: ApiKeys | None
     tracer: Tracer | None = None
+    access_log: AccessLog | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     draining: bool = False
     num_requests: int = 0  # generation requests between arrival and last byte
