@@ -39,3 +39,15 @@ def test_the_public_names_are_there():
         assert getattr(inferoptim, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'LMM'"):
         _ = inferoptim.LMM
+
+
+def test_the_main_job_needs_no_other_extra():
+    """`make bench` installs the extra `bench` alone; a developer's environment has them all, and hides it."""
+    from inferoptim.cli.main import EXTRA_OF_MODULE
+
+    others = sorted(module for module, extra in EXTRA_OF_MODULE.items() if extra != "bench")
+    code = f"import sys; sys.modules.update(dict.fromkeys({others!r}))\n"  # None: importing it fails
+    code += "import inferoptim.cli.bench, inferoptim.cli.report, inferoptim.bench.worker, inferoptim.bench.protocol\n"
+    code += "import inferoptim.bench.gate, inferoptim.bench.summary, inferoptim.targets.engine, inferoptim.targets.transformers\n"
+    code += "import inferoptim.report.write_report, inferoptim.cli.doctor, inferoptim.cli.cost, inferoptim.cli.build\n"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -111,4 +111,13 @@ class WorkerProcess:
             name = signal.Signals(-status).name
             hint = " (out of memory?)" if -status == signal.SIGKILL else ""
             return f"the worker process died with {name}{hint}; see {self._log.name}"
-        return f"the worker process left with status {status}; see {self._log.name}"
+        return f"the worker process left with status {status}{self._last_words()}; see {self._log.name}"
+
+    def _last_words(self) -> str:
+        """The last line that it wrote: of an uncaught error, the error."""
+        try:
+            lines = self._log.read_text(encoding="utf-8", errors="replace").split("\n")
+        except OSError:
+            return ""
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return f" ({last[:200]})" if last else ""

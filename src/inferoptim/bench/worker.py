@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from inferoptim.errors import ConfigError, InferOptimError, UnsupportedError
 from inferoptim.targets.base import Target, TargetInfo, TargetRequest, TargetResponse
-from inferoptim.targets.openai_http import OpenAIHttpTarget
 
 if TYPE_CHECKING:
     from inferoptim.bench.quality import Comparison
@@ -47,6 +46,7 @@ class Worker:
     def __init__(self) -> None:
         self._target: Target | None = None
         self._cases: dict[str, tuple[list[TargetRequest], int | None]] = {}
+        self._remote = False  # the target runs elsewhere: this process is only its client
         self._runs = 0
         self._gpu: GpuMeter | None = None
 
@@ -62,7 +62,7 @@ class Worker:
 
         if self._target is not None:
             self._target.close()
-        self._target = make_target(target, settings)
+        self._target, self._remote = make_target(target, settings), target == "openai_http"
         info = self._target.load()
         self._gpu = open_gpu_meter(str(info.settings.get("device", settings.get("device", ""))))
         return info
@@ -94,7 +94,7 @@ class Worker:
         finally:
             seen = sampler.stop()
         after = target.counters()
-        remote = isinstance(target, OpenAIHttpTarget)
+        remote = self._remote
         first = min((r.sent_s for r in responses), default=started)
         last = max((r.finished_s for r in responses), default=started)
         return RunResult(
@@ -172,7 +172,12 @@ def make_target(name: str, settings: Mapping[str, Any]) -> Target:
 
         return EngineTarget(settings)
     if name == "openai_http":
-        return _endpoint(settings)
+        try:
+            return _endpoint(settings)
+        except ModuleNotFoundError as error:
+            raise UnsupportedError(
+                f"target openai_http needs the package {error.name}: pip install 'inference-optim-llm[serve]'"
+            ) from error
     assert name == "transformers", name
     try:
         import transformers  # noqa: F401  # found out now, in one line, instead of at load()
@@ -195,6 +200,7 @@ def _endpoint(settings: Mapping[str, Any]) -> Target:
 
     from inferoptim.models.hub import resolve_model
     from inferoptim.models.tokenizer import load_tokenizer
+    from inferoptim.targets.openai_http import OpenAIHttpTarget
 
     variable = settings["api_key_env"]
     key = os.environ.get(variable) if variable else None
