@@ -91,17 +91,6 @@ class Tuning(Part):
     spent_s: float
 
 
-class Speed(Part):
-    """A short benchmark of the artefact as it will be served."""
-
-    machine: str
-    requests: int
-    prompt_tokens: int
-    output_tokens: int
-    output_tokens_per_s: float
-    runs: int
-
-
 class Artefact(Part):
     """Content of ``artefact.json``."""
 
@@ -119,7 +108,6 @@ class Artefact(Part):
     memory: Memory
     quality: Quality | None = None
     tuning: Tuning | None = None
-    speed: Speed | None = None
     warnings: tuple[str, ...] = ()
     files: dict[str, str] = Field(description="SHA-256 of every other file of the folder.")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -58,7 +57,7 @@ class BuildRequest:
         limits: max_batch_size, max_input_len, max_output_len; what the artefact will be asked for.
         tune_budget_s: 0 = no tuning.
         export: 'hf' (compressed-tensors) or 'modelopt'.
-        reproducible: no time stamp, no machine-dependent parts (tuning, speed), so that two builds give the same bytes.
+        reproducible: no time stamp, no machine-dependent parts (tuning), so that two builds give the same bytes.
     """
 
     files: ModelFiles
@@ -315,10 +314,3 @@ def _publish(folder: Path, out: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
     else:
         folder.rename(out)
-
-
-def machine_name() -> str:
-    """Processor and, where there is one, GPU: what a speed belongs to."""
-    if torch.cuda.is_available():
-        return str(torch.cuda.get_device_name(0))
-    return platform.processor() or platform.machine()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -100,13 +100,11 @@ def build(
     The artefact is a standard Hugging Face folder (compressed-tensors) plus artefact.json: recipe, errors by layer, quality with
     intervals on texts that calibration never saw, engine settings, and the SHA-256 of every file.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     from inferoptim.bench.corpus import LANGUAGES, paragraphs
     from inferoptim.bench.prompt_file import read_prompts
     from inferoptim.build.pipeline import BuildRequest, build_artefact
     from inferoptim.build.recipe import Recipe
+    from inferoptim.cli.progress import counted_progress
     from inferoptim.config import create_validated
     from inferoptim.models.hub import resolve_model
     from inferoptim.models.tokenizer import load_tokenizer
@@ -156,14 +154,7 @@ def build(
         reproducible=reproducible,
         force=force,
     )
-    with Progress(console=Console(stderr=True), transient=True) as bars:
-        tasks: dict[str, Any] = {}
-
-        def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done + 1)
-
+    with counted_progress() as show:
         artefact = build_artefact(request, show)
     _print(artefact, out, json=json)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -68,9 +68,6 @@ def compare(
     Exit status 1 when B loses more than the limits allow. Beside every "no loss" stands the smallest loss that this sample
     could have shown.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     from inferoptim.bench.corpus import LANGUAGES, paragraphs
     from inferoptim.build.compare import Limits, measure, time_sides
     from inferoptim.build.compare import compare as put_together
@@ -78,6 +75,7 @@ def compare(
     from inferoptim.build.prove import distribution_of_sides
     from inferoptim.build.sides import open_side
     from inferoptim.build.tasks import read_tasks
+    from inferoptim.cli.progress import counted_progress
     from inferoptim.config import create_validated
     from inferoptim.errors import ConfigError
     from inferoptim.records.writer import write_atomic
@@ -107,14 +105,7 @@ def compare(
     except OSError as error:
         raise ConfigError(f"cannot read {api_key_file}: {error.strerror}") from error
     prompts = [paragraphs("en")[i % len(paragraphs("en"))] for i in range(concurrency)]
-    with Progress(console=Console(stderr=True), transient=True) as bars:
-        tasks_shown: dict[str, Any] = {}
-
-        def show(what: str, done: int, total: int) -> None:
-            if what not in tasks_shown:
-                tasks_shown[what] = bars.add_task(what, total=total)
-            bars.update(tasks_shown[what], completed=done + 1)
-
+    with counted_progress() as show:
         first, second = open_side(a, key), open_side(b, key)
         measured_a, measured_b = measure(first, shown, read, show), measure(second, shown, read, show)
         speeds = time_sides(first, second, prompts, output_tokens, runs, show) if runs else None
