@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import subprocess
 import sys
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import psutil
 import pytest
 
-from inferoptim.bench.load.null_server import answer
+from inferoptim.bench.load.null_server import NullProtocol, answer
 from inferoptim.bench.load.self_test import null_server
 from inferoptim.cli.main import main
 from inferoptim.records.load_schema import LoadRequestRecord, LoadSummary
@@ -32,6 +31,37 @@ QUIET = ["--no-self-test", "--max-lag-ms", "60000", "--input-tokens", "8", "--ou
 def null_url():
     with null_server() as port:
         yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture
+def counting_server():
+    """A null server on a thread, and an event: two workers have sent so much that requests of theirs have ended."""
+    counted, ready, ends = threading.Event(), threading.Event(), []
+
+    class Counting(NullProtocol):
+        requests = 0
+
+        def on_message_complete(self):
+            Counting.requests += 1
+            if Counting.requests > 40:  # far more than the probes before the stage
+                counted.set()
+            super().on_message_complete()
+
+    async def serve():
+        server = await asyncio.get_running_loop().create_server(Counting, "127.0.0.1", 0)
+        over = asyncio.Event()
+        ends.extend((server.sockets[0].getsockname()[1], asyncio.get_running_loop(), over))
+        ready.set()
+        async with server:
+            await over.wait()
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    assert ready.wait(timeout=60)
+    port, loop, over = ends
+    yield f"http://127.0.0.1:{port}", counted
+    loop.call_soon_threadsafe(over.set)
+    thread.join()
 
 
 def _results(folder):
@@ -205,14 +235,15 @@ def test_a_replay_keeps_the_times_the_lengths_and_the_shared_prefixes(server, ti
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_keeps_what_had_ended_and_says_so(null_url, tmp_path, number):
+def test_an_interrupt_keeps_what_had_ended_and_says_so(counting_server, tmp_path, number):
+    url, counted = counting_server
     out = tmp_path / "run"
     command = [
         sys.executable,
         "-m",
         "inferoptim",
         "load",
-        null_url,
+        url,
         "--concurrency",
         "2",
         "--duration",
@@ -222,11 +253,7 @@ def test_an_interrupt_keeps_what_had_ended_and_says_so(null_url, tmp_path, numbe
     process = subprocess.Popen(
         [*command, "--out", str(out), "--warmup", "0"], stdout=subprocess.PIPE, text=True
     )
-    client, deadline = psutil.Process(process.pid), time.monotonic() + 60
-    while len(client.net_connections()) < 2:  # the probe has one connection, the stage two
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    time.sleep(0.2)
+    assert counted.wait(timeout=60), "the stage never began"
     process.send_signal(number)
     process.communicate(timeout=60)
     assert process.returncode == 130
