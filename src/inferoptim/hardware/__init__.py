@@ -5,8 +5,9 @@ Low layer: imports nothing of the package but units and errors; torch only insid
 
 from __future__ import annotations
 
-from inferoptim.hardware.ceilings import MachineCeilings, cached_ceilings, ceilings, measure_ceilings
+from inferoptim.hardware.ceilings import cached_ceilings, ceilings, measure_ceilings
 from inferoptim.hardware.cpu import CpuFacts, cpu_facts, memory_limit_bytes, usable_cores
+from inferoptim.hardware.measured import MachineCeilings
 from inferoptim.hardware.peaks import DEVICES, DevicePeaks, device_peaks, find_device
 
 __all__ = [

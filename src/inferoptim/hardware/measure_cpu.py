@@ -15,8 +15,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from inferoptim.hardware.ceilings import MachineCeilings, best_rate, cache_folder
 from inferoptim.hardware.cpu import cpu_facts, memory_limit_bytes
+from inferoptim.hardware.measured import MachineCeilings, best_rate, cache_folder
 from inferoptim.units import GIB, MIB, format_bytes
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from inferoptim.errors import UnsupportedError
-from inferoptim.hardware.ceilings import MachineCeilings
+from inferoptim.hardware.measured import MachineCeilings
 from inferoptim.units import GIB
 
 GEMM_SIZE = 8192

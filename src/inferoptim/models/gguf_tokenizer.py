@@ -7,12 +7,10 @@ and SentencePiece BPE ('llama': scores are stored, merges follow from them). Sou
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from inferoptim.errors import DataError, UnsupportedError
-
-if TYPE_CHECKING:
-    from inferoptim.models.gguf import Metadata
+from inferoptim.models.gguf_metadata import Metadata
 
 _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 2, 3, 4, 5  # tokenizer.ggml.token_type
 
