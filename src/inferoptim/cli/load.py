@@ -108,7 +108,8 @@ def load(
     """
     from inferoptim.bench.load.arrivals import parse_levels
     from inferoptim.bench.load.objectives import parse_objectives
-    from inferoptim.bench.load.session import LoadOptions, LoadSession, plan_check, prepare_out
+    from inferoptim.bench.load.options import LoadOptions, plan_check, prepare_out
+    from inferoptim.bench.load.session import LoadSession
     from inferoptim.targets.http_client import Endpoint
 
     workload = _workload(replay, input_tokens, output_tokens, seed)
