@@ -16,6 +16,7 @@ from inferoptim.engine.core import EngineCore
 from inferoptim.engine.llm import Prompt, RequestState
 from inferoptim.engine.output import RequestOutput
 from inferoptim.engine.request import Request
+from inferoptim.engine.resident import return_freed_memory
 from inferoptim.errors import EngineDeadError, InferOptimError
 from inferoptim.models.tokenizer import load_tokenizer
 
@@ -31,6 +32,7 @@ class AsyncLLM:
         config = model if isinstance(model, EngineConfig) else EngineConfig.create(model=model, **fields)
         self.core = EngineCore(config)
         self.tokenizer = load_tokenizer(self.core.files.folder)
+        return_freed_memory()  # reading tokenizer.json takes more than what stays of it
         self._ids = itertools.count()
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._states: dict[str, tuple[RequestState, asyncio.Queue[RequestOutput | BaseException], Any]] = {}

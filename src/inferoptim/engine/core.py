@@ -19,14 +19,9 @@ from inferoptim.config import DEFAULT_KV_BUDGET_BYTES, EngineConfig
 from inferoptim.engine.blocks import BlockAllocator
 from inferoptim.engine.grammar import GrammarCompiler, GrammarState
 from inferoptim.engine.kv_cache import allocate_kv_cache, bytes_per_token, num_blocks_within
-from inferoptim.engine.loading import (
-    check_gpu_memory,
-    choose_device,
-    load_draft,
-    load_target,
-    return_freed_memory,
-)
+from inferoptim.engine.loading import check_gpu_memory, choose_device, load_draft, load_target
 from inferoptim.engine.request import FinishReason, Request, Sequence, TokenOutput
+from inferoptim.engine.resident import return_freed_memory
 from inferoptim.engine.runner import AheadRunner, DecoderLike, Launched, Runner
 from inferoptim.engine.scheduler import Scheduler, SchedulerConfig
 from inferoptim.engine.speculative import DraftModelProposer, PromptLookupProposer, Proposer, Speculator

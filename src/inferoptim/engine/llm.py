@@ -11,6 +11,7 @@ from inferoptim.config import EngineConfig, SamplingParams
 from inferoptim.engine.core import EngineCore
 from inferoptim.engine.output import RequestOutput, TextStream
 from inferoptim.engine.request import Request, TokenOutput
+from inferoptim.engine.resident import return_freed_memory
 from inferoptim.errors import RequestError
 from inferoptim.models.tokenizer import Tokenizer, load_tokenizer
 
@@ -75,6 +76,7 @@ class LLM:
             config = EngineConfig.create(model=model, **fields)
         self.core = EngineCore(config)
         self.tokenizer = load_tokenizer(self.core.files.folder)
+        return_freed_memory()  # reading tokenizer.json takes more than what stays of it
         self._ids = itertools.count()
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 from functools import cache
 
@@ -138,13 +137,6 @@ def _compile(decoder: Decoder, config: EngineConfig) -> DecoderLike:
         raise UnsupportedError(f"kernels=native: {why_not}; use kernels=auto to run on torch operators")
     _announce_fallback(why_not)
     return decoder
-
-
-def return_freed_memory() -> None:
-    """Give back to the system what loading freed: glibc keeps it, and it is as much as the weights (CPU, Linux)."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:  # another C library: it has no such call
-        trim(0)
 
 
 @cache
