@@ -24,7 +24,7 @@ from inferoptim.records.schema import Ceilings, Environment
 if TYPE_CHECKING:
     from inferoptim.hardware import MachineCeilings
 
-PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
+PACKAGES = ("torch", "triton", "transformers", "tokenizers", "safetensors", "numpy", "vllm", "tensorrt-llm")
 
 
 def probe_machine(device: str, num_threads: int | None, *, remeasure: bool = False) -> dict[str, Any]:
@@ -48,7 +48,10 @@ def probe_machine(device: str, num_threads: int | None, *, remeasure: bool = Fal
             found = torch.cuda.get_device_properties(index)
             gpus.append({"name": found.name, "memory_bytes": found.total_memory, "uuid": str(found.uuid)})
         machine = Machine(
-            "cuda", compute_capability=torch.cuda.get_device_capability(0), num_gpus=torch.cuda.device_count()
+            "cuda",
+            compute_capability=torch.cuda.get_device_capability(0),
+            num_gpus=torch.cuda.device_count(),
+            absent_targets=absent_targets("cuda"),
         )
         kernels = {"cuda": torch.version.cuda or ""}
         measured: MachineCeilings = ceilings("cuda", remeasure=remeasure)
@@ -57,7 +60,12 @@ def probe_machine(device: str, num_threads: int | None, *, remeasure: bool = Fal
         from inferoptim.kernels import cpu
 
         why_not = cpu.why_not()
-        machine = Machine("cpu", native_step=why_not is None, native_step_reason=why_not or "")
+        machine = Machine(
+            "cpu",
+            native_step=why_not is None,
+            native_step_reason=why_not or "",
+            absent_targets=absent_targets("cpu"),
+        )
         kernels = {"cpu": f"native-{cpu.isa()}" if why_not is None else "torch operators"}
         measured = ceilings("cpu", num_threads, remeasure=remeasure)
         free_bytes = available_memory_bytes()
@@ -68,6 +76,16 @@ def probe_machine(device: str, num_threads: int | None, *, remeasure: bool = Fal
         "ceilings": measured,
         "free_bytes": free_bytes,
     }
+
+
+def absent_targets(device: str) -> dict[str, str]:
+    """Targets that cannot run here, each with the reason."""
+    from inferoptim.targets import trtllm, vllm
+
+    found = {"vllm": vllm.why_not(), "trtllm": trtllm.why_not()}
+    if device == "cpu":
+        found["trtllm"] = found["trtllm"] or "target trtllm needs an NVIDIA GPU; this bench runs on the CPU"
+    return {name: reason for name, reason in found.items() if reason is not None}
 
 
 def available_memory_bytes() -> int:

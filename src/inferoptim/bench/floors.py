@@ -77,8 +77,8 @@ def decode_step_s(
     shape: Shape, config: ConfigurationRecord, ceilings: Ceilings, batch: int, context: float
 ) -> float | None:
     """Floor of one decode step of `batch` sequences that each hold `context` tokens, seconds."""
-    weight, kv, arithmetic = formats(config)
-    weight_bytes = (shape.body + shape.head) * element_bytes(weight)
+    _, kv, arithmetic = formats(config)
+    weight_bytes = _weight_bytes(shape, config)
     read = ceilings.read_ceiling(weight_bytes)
     rate = _gemm_rate(ceilings, arithmetic)
     if read is None or rate is None:
@@ -104,8 +104,8 @@ def case_floor(
     Args:
         passes_per_token: verification passes over output tokens, below 1 where proposals were accepted.
     """
-    weight, kv, arithmetic = formats(config)
-    weight_bytes = (shape.body + shape.head) * element_bytes(weight)
+    _, kv, arithmetic = formats(config)
+    weight_bytes = _weight_bytes(shape, config)
     tokens = sum(w.output_tokens for w in work)
     # the first token of each answer comes from prefill's own pass
     decoded = sum(max(w.output_tokens - 1, 0) for w in work) * passes_per_token
@@ -141,6 +141,13 @@ def case_floor(
         None if read is None else read_bytes / read,
         None if rate is None else flops / rate,
     )
+
+
+def _weight_bytes(shape: Shape, config: ConfigurationRecord) -> float:
+    """Of the products; the output head of fp8 keeps the model's type (see `models.load`)."""
+    weight, _, _ = formats(config)
+    head = str(config.settings.get("dtype", "bfloat16")) if weight == "fp8" else weight
+    return shape.body * element_bytes(weight) + shape.head * element_bytes(head)
 
 
 def _gemm_rate(ceilings: Ceilings, arithmetic: str) -> float | None:

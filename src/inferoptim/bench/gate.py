@@ -4,6 +4,9 @@ Lossless levers: in float32, the same greedy tokens as the engine with its lever
 fewer rows than prompts and a small token budget, so that joining, chunking and sharing really happen. Lossy levers: the
 configuration as it will be timed, against the unquantised engine. The engine itself: float32 logits against transformers.
 What several configurations have in common is computed once.
+
+On a GPU the kernels compute in 16 bits and round by batch size, so lossless levers are run as they will be timed and every token must
+be the choice of the float32 reference (torch operators, same prompts), up to a near-tie; the worst one is reported.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from inferoptim.bench.plan import BenchPlan
 from inferoptim.bench.process import WorkerProcess
 from inferoptim.bench.quality import (
     Comparison,
+    choices_record,
     distribution_record,
     first_difference,
     identity_record,
@@ -105,10 +109,14 @@ class Gate:
         self._load("transformers", {**(self.transformers or {}), "dtype": "float32"})
         self._call("write_logits", texts, folder)
         self.on_check("engine, float32 logits")
-        self._load("engine", self._float32(config.settings, ()))
-        return logits_record(
-            config.config_id, self._call("largest_logit_error", texts, folder), self.plan.quality
-        )
+        self._load("engine", self._reference() if self._on_gpu else self._float32(config.settings, ()))
+        gaps = self._call("largest_logit_error", texts, folder)
+        errors: list[float] = []
+        if self._on_gpu:
+            self.on_check("engine, logits of the GPU's kernels")
+            self._load("engine", self._scoring(config.settings))
+            errors = self._call("relative_logit_errors", texts, folder)
+        return logits_record(config.config_id, gaps, self.plan.quality, errors)
 
     def _token_identity(self, config: Configuration) -> QualityRecord:
         key = tuple(name for name in config.levers if BY_NAME[name].lossless)
@@ -117,6 +125,10 @@ class Gate:
             return record.model_copy(
                 update={"config_id": config.config_id, "detail": _with_note(record.detail, f"as {first}")}
             )
+        if self._on_gpu:
+            record = self._near_identity(config, key)
+            self._identity[key] = (config.config_id, record)
+            return record
         if self._identity_reference is None:
             self.on_check("engine with its levers off, reference answers")
             self._load("engine", self._float32(self.off, ()))
@@ -134,6 +146,17 @@ class Gate:
         record = identity_record(config.config_id, reference, found, gaps)
         self._identity[key] = (config.config_id, record)
         return record
+
+    def _near_identity(self, config: Configuration, key: tuple[str, ...]) -> QualityRecord:
+        """Answers of the configuration in its own type, each token judged by the float32 reference."""
+        self.on_check(f"{config.label}, greedy tokens")
+        self._load("engine", self._lossless(config.settings, key))
+        passes = WARM_PASSES if "prefix_caching" in key else 1
+        found = self._greedy(passes)
+        self.on_check(f"{config.label}, judged in float32")
+        self._load("engine", self._reference())
+        prompts = [r.prompt_token_ids for r in self._prompts()] * passes
+        return choices_record(config.config_id, self._call("judge", prompts, found))
 
     def _distribution(self, config: Configuration) -> QualityRecord:
         settings = config.settings
@@ -172,13 +195,24 @@ class Gate:
 
     # -- settings -------------------------------------------------------------------------------------------------
 
+    @property
+    def _on_gpu(self) -> bool:
+        return bool(self.off.get("device") == "cuda")
+
+    def _reference(self) -> dict[str, Any]:
+        """The engine on torch's operators in float32, its levers off."""
+        return {**self._float32(self.off, ()), "kernels": "torch"}
+
     def _float32(self, settings: Mapping[str, Any], levers: tuple[str, ...]) -> dict[str, Any]:
-        """The configuration's lossless part in float32, on memory and a token budget that make its levers work."""
+        """The configuration's lossless part in float32; see `_lossless`."""
+        return {**self._lossless(settings, levers), "dtype": "float32"}
+
+    def _lossless(self, settings: Mapping[str, Any], levers: tuple[str, ...]) -> dict[str, Any]:
+        """The configuration without its quantisation, on memory and a token budget that make its levers work."""
         longest = max(len(r.prompt_token_ids) + r.sampling.max_tokens for r in self._prompts())
         fields = {
             **settings,
             **_UNQUANTISED,
-            "dtype": "float32",
             "max_model_len": max(longest, self._text_tokens()),
             "kv_budget_bytes": None,
             "max_num_seqs": self._rows(),

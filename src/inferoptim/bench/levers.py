@@ -13,7 +13,7 @@ A ladder attributes a gain to the rung where it appears: another order attribute
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
@@ -34,6 +34,7 @@ class Machine:
     num_gpus: int = 0
     native_step: bool = False  # CPU: the fused native step is built, or can be
     native_step_reason: str = ""
+    absent_targets: Mapping[str, str] = field(default_factory=dict)  # target → why it cannot run here
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +152,7 @@ def configurations(plan: BenchPlan, machine: Machine, base: Mapping[str, Any]) -
     Raises:
         ConfigError: an unknown lever, contradictory levers, or more than `MAX_CONFIGURATIONS` rungs.
     """
-    rungs = _transformers(plan, machine) if "transformers" in plan.targets else []
+    rungs = _transformers(plan, machine, base) if "transformers" in plan.targets else []
     if "engine" in plan.targets:
         chosen, missing = _chosen_levers(plan, machine)
         maker = {
@@ -163,6 +164,7 @@ def configurations(plan: BenchPlan, machine: Machine, base: Mapping[str, Any]) -
         below = rungs[-1].config_id if rungs else None
         rungs += maker(plan, machine, base, chosen, below)
         rungs += missing
+    rungs += _peers(plan, machine, base)
     rungs += _endpoints(plan)
     if len(rungs) > MAX_CONFIGURATIONS:
         raise ConfigError(
@@ -186,17 +188,36 @@ def transformers_settings(plan: BenchPlan, machine: Machine) -> dict[str, Any]:
     }
 
 
-def _transformers(plan: BenchPlan, machine: Machine) -> list[Configuration]:
+def _transformers(plan: BenchPlan, machine: Machine, base: Mapping[str, Any]) -> list[Configuration]:
+    """On a GPU one request gets what transformers has for it: a static cache, with which `generate` compiles the model."""
     shared = transformers_settings(plan, machine)
+    alone: dict[str, Any] = {}
+    label = "transformers, one request at a time"
+    if machine.device == "cuda" and plan.transformers.get("static_cache") is not False:
+        alone = {"static_cache": True, "max_cache_len": base["max_model_len"]}
+        label += " (static cache, compiled)"
     return [
         Configuration(
-            "transformers-sequential", "transformers, one request at a time", "transformers",
-            {**shared, "batching": "sequential"},
+            "transformers-sequential", label, "transformers", {**shared, "batching": "sequential", **alone}
         ),
         Configuration(
             BASELINE, "transformers, static batch", "transformers", {**shared, "batching": "static"},
             previous="transformers-sequential", is_baseline=True,
         ),
+    ]  # fmt: skip
+
+
+def _peers(plan: BenchPlan, machine: Machine, base: Mapping[str, Any]) -> list[Configuration]:
+    """Other engines in a process of this machine: their own defaults on the memory, the rows and the context of ours."""
+    given = ("model", "max_model_len", "max_num_seqs", "kv_budget_bytes")
+    shared = {name: base[name] for name in given if name in base}
+    named = {"vllm": ("vLLM", plan.vllm), "trtllm": ("TensorRT-LLM", plan.trtllm)}
+    return [
+        Configuration(
+            name, label, name, {**shared, **options}, unsupported=machine.absent_targets.get(name)
+        )
+        for name, (label, options) in named.items()
+        if name in plan.targets
     ]  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from inferoptim.bench.yaml_lines import line_of, load_yaml
 from inferoptim.errors import ConfigError
 
 Design = Literal["ladder", "one-at-a-time", "leave-one-out", "full"]
-TargetName = Literal["transformers", "engine"]
+TargetName = Literal["transformers", "engine", "vllm", "trtllm"]
 
 WORKLOADS = ("guide", "chat", "summarise", "prompts", "replay")
 FROM_FILE = ("prompts", "replay")
@@ -146,6 +146,10 @@ class BenchPlan(PlanPart):
     transformers: dict[str, Any] = Field(
         default_factory=dict, description="Options of the baseline: dtype, static_cache."
     )
+    vllm: dict[str, Any] = Field(
+        default_factory=dict, description="Options of the target vllm: quantization, kv_quantization, args, …"
+    )
+    trtllm: dict[str, Any] = Field(default_factory=dict, description="Options of the target trtllm.")
     endpoints: tuple[EndpointPlan, ...] = Field(
         (), description="Servers to measure beside them on the same requests. Their output is not checked."
     )
@@ -216,6 +220,12 @@ class BenchPlan(PlanPart):
             raise ValueError("two workloads have the same name and concurrency")
         if "engine" not in self.targets and self.design != "ladder":
             raise ValueError(f"design={self.design} studies the engine's levers: add 'engine' to targets")
+        for name, options in (("vllm", self.vllm), ("trtllm", self.trtllm)):
+            if options and name not in self.targets:
+                raise ValueError(f"{name}: options of a target that is not measured; add {name!r} to targets")
+            given = RESERVED_ENGINE_FIELDS & set(options)
+            if given:
+                raise ValueError(f"{name}.{min(given)} is set by the plan itself: use the plan's own field")
         if self.price_source and self.price_per_hour is None:
             raise ValueError("price_source without price_per_hour")
         return self

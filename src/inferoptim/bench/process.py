@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,8 @@ class WorkerProcess:
 
     def kill(self) -> None:
         """End it now."""
-        self._process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # with the processes of its target
         self._process.wait()
         self._drop_pipes()
 

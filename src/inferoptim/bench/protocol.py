@@ -413,6 +413,11 @@ class Bench:
                     f"{rung.label}: its answers had the length asked, and were not otherwise checked; the machine's "
                     "ceilings, memory and energy are those of this machine, so none is stated for it"
                 )
+            elif rung.target in ("vllm", "trtllm"):
+                loaded["version"] = info.version
+                self._warnings.append(
+                    f"{rung.label} {info.version}: its answers had the length asked, and were not otherwise checked"
+                )
             self._note_configuration(
                 rung,
                 "ok",

@@ -27,6 +27,12 @@ from inferoptim.records.schema import (
 )
 from inferoptim.records.writer import RunWriter
 
+# The board's energy counter moves every tenth of a second or so: shorter measurements would be its steps, not energy.
+MIN_ENERGY_S = 2.0
+# Bits of NVML's clock event reasons under which a card runs slower than its clocks allow.
+# Source: nvml.h, nvmlClocksEventReason*: software power cap, hardware slowdown, thermal (software, hardware), power brake.
+HELD_BACK = {0x4: "power cap", 0x8: "slowdown", 0x20: "heat", 0x40: "heat", 0x80: "power brake"}
+
 
 def build_summary(
     folder: RunFolder,
@@ -97,8 +103,19 @@ def build_summary(
         configurations=tuple(finished),
         metrics=tuple(sorted(metrics, key=lambda m: (cases[m.workload], order[m.config_id]))),
         quality=tuple(folder.quality),
-        warnings=tuple(warnings),
+        warnings=(*warnings, *(held for held in [_held_back(folder)] if held and held not in warnings)),
     )
+
+
+def _held_back(folder: RunFolder) -> str | None:
+    """Whether the GPU's clocks were held back while something was measured, in one line."""
+    seen = [s.gpu_throttle_reasons for s in folder.telemetry if s.gpu_throttle_reasons is not None]
+    held = [reasons for reasons in seen if any(reasons & bit for bit in HELD_BACK)]
+    if not held:
+        return None
+    why = dict.fromkeys(name for bit, name in HELD_BACK.items() if any(r & bit for r in held))
+    share = len(held) / len(seen)
+    return f"the GPU's clocks were held back ({', '.join(why)}) in {share:.0%} of the samples taken"
 
 
 def summarise_again(
@@ -175,7 +192,7 @@ def _metric(
         e2e_s=_percentiles([[st.e2e_s(r) for r in run] for run in by_run], key),
         peak_rss_bytes=max((r.peak_rss_bytes for r in runs if r.peak_rss_bytes is not None), default=None),
         energy_j_per_token=st.rate_interval([e for e, _ in energy], [t for _, t in energy], f"{key}/energy")
-        if energy
+        if energy and sum(walls) >= MIN_ENERGY_S
         else None,
         mbu=None if floor is None or floor.mbu_per_s is None else floor.mbu_per_s / wall_s,
         mfu=None if floor is None or floor.mfu_per_s is None else floor.mfu_per_s / wall_s,

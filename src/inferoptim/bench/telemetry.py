@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,7 +40,9 @@ class Sampler:
         self._meter = target if isinstance(target, KVMeter) else None
         self._interval_s = interval_s
         self._gpu = gpu
-        self._process = psutil.Process()
+        own = psutil.Process()
+        # some targets compute in processes of their own (vLLM's engine): they belong to the measurement
+        self._processes = [own, *own.children(recursive=True)]
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="telemetry", daemon=True)
         self._out = RunTelemetry()
@@ -51,7 +54,7 @@ class Sampler:
         """Begin; times are counted from here."""
         self._energy_before = self._gpu.energy_j() if self._gpu else None
         self._cpu_before = self._cpu_time()
-        self._process.cpu_percent()  # the first call only sets its starting point
+        self._cpu_percent()  # the first call only sets its starting point
         self._started = time.perf_counter()
         self._sample()
         self._thread.start()
@@ -74,21 +77,32 @@ class Sampler:
 
     def _sample(self) -> None:
         at = time.perf_counter() - self._started
-        sample: dict[str, Any] = {"time_s": at, "rss_bytes": self._process.memory_info().rss}
+        sample: dict[str, Any] = {"time_s": at, "rss_bytes": self._rss_bytes()}
         if self._out.samples:
-            sample["cpu_percent"] = self._process.cpu_percent()
+            sample["cpu_percent"] = self._cpu_percent()
         if self._meter is not None:
             usage = self._meter.kv_usage()
             sample.update(
                 {k: usage[k] for k in ("kv_used_tokens", "kv_reserved_tokens", "running", "waiting")}
             )
         if self._gpu is not None:
-            sample.update(self._gpu.sample())
+            sample.update(self._gpu.sample({p.pid for p in self._processes}))
         self._out.samples.append(sample)
 
     def _cpu_time(self) -> float:
-        times = self._process.cpu_times()
-        return float(times.user + times.system)
+        return sum(float(t.user + t.system) for t in self._each(psutil.Process.cpu_times))
+
+    def _cpu_percent(self) -> float:
+        return float(sum(self._each(psutil.Process.cpu_percent)))
+
+    def _rss_bytes(self) -> int:
+        return sum(int(m.rss) for m in self._each(psutil.Process.memory_info))
+
+    def _each(self, ask: Callable[[psutil.Process], Any]) -> Iterator[Any]:
+        """What each process says; one that has left meanwhile says nothing."""
+        for process in self._processes:
+            with suppress(psutil.NoSuchProcess):
+                yield ask(process)
 
 
 class GpuMeter:
@@ -108,12 +122,19 @@ class GpuMeter:
             return float(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)) / 1000.0
         return None
 
-    def sample(self) -> dict[str, Any]:
-        """Memory, power, clock and throttling now; what the card does not say is left out."""
+    def sample(self, pids: Collection[int]) -> dict[str, Any]:
+        """Memory of these processes, and the card's power, clock and throttling now; what NVML does not say is left out.
+
+        The memory in use on the whole card would count every configuration that is loaded beside this one.
+        """
         nvml, handle = self._nvml, self._handle
         out: dict[str, Any] = {}
         with suppress(nvml.NVMLError):
-            out["gpu_memory_bytes"] = int(nvml.nvmlDeviceGetMemoryInfo(handle).used)
+            held = [
+                p.usedGpuMemory for p in nvml.nvmlDeviceGetComputeRunningProcesses(handle) if p.pid in pids
+            ]
+            if held and None not in held:
+                out["gpu_memory_bytes"] = int(sum(held))
         with suppress(nvml.NVMLError):
             out["gpu_power_w"] = nvml.nvmlDeviceGetPowerUsage(handle) / 1000.0
         with suppress(nvml.NVMLError):

@@ -6,6 +6,7 @@ Every public method of `Worker` is a command. Values in and out are plain or rec
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -22,7 +23,7 @@ from inferoptim.errors import ConfigError, InferOptimError, UnsupportedError
 from inferoptim.targets.base import Target, TargetInfo, TargetRequest, TargetResponse
 
 if TYPE_CHECKING:
-    from inferoptim.bench.quality import Comparison
+    from inferoptim.bench.quality import Choices, Comparison
     from inferoptim.bench.telemetry import GpuMeter
 
 
@@ -140,6 +141,24 @@ class Worker:
             for index, text in enumerate(texts)
         ]
 
+    def relative_logit_errors(self, texts: Sequence[Sequence[int]], folder: str) -> list[float]:
+        """Relative error against the stored logits, by text."""
+        from inferoptim.bench.quality import load_logits, relative_error
+
+        return [
+            relative_error(load_logits(Path(folder), index), self._loaded().logits(text))
+            for index, text in enumerate(texts)
+        ]
+
+    def judge(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[Choices]:
+        """Answers of another configuration, as this target would have chosen."""
+        from inferoptim.bench.quality import judge
+
+        return [
+            judge(self._loaded().logits((*prompt, *answer))[len(prompt) - 1 : -1], answer)
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+
     def compare_logits(self, texts: Sequence[Sequence[int]], folder: str) -> list[Comparison]:
         """Each text under this target against the stored reference."""
         from inferoptim.bench.quality import compare, load_logits
@@ -178,6 +197,14 @@ def make_target(name: str, settings: Mapping[str, Any]) -> Target:
             raise UnsupportedError(
                 f"target openai_http needs the package {error.name}: pip install 'inference-optim-llm[serve]'"
             ) from error
+    if name == "vllm":
+        from inferoptim.targets.vllm import VllmTarget
+
+        return VllmTarget(settings)
+    if name == "trtllm":
+        from inferoptim.targets.trtllm import TrtllmTarget
+
+        return TrtllmTarget(settings)
     assert name == "transformers", name
     try:
         import transformers  # noqa: F401  # found out now, in one line, instead of at load()
@@ -246,7 +273,7 @@ def serve(connection: Connection) -> None:
 def _leave_with(lifeline: int) -> None:
     """Wait until the parent's end closes, whatever this process is doing then."""
     os.read(lifeline, 1)
-    os._exit(1)
+    os.killpg(0, signal.SIGKILL)  # a target's own processes (vLLM's engine) too: the worker leads their group
 
 
 def main() -> None:

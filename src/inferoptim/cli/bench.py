@@ -71,7 +71,9 @@ def bench(
     ] = None,
     targets: Annotated[
         str | None,
-        typer.Option("--targets", help="transformers,engine (the default).", rich_help_panel=WHAT),
+        typer.Option(
+            "--targets", help="transformers,engine (the default); also vllm, trtllm.", rich_help_panel=WHAT
+        ),
     ] = None,
     endpoint: Annotated[
         list[str] | None,

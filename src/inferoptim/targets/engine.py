@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from inferoptim.config import EngineConfig
@@ -13,17 +12,7 @@ from inferoptim.engine.core import EngineCore
 from inferoptim.engine.request import FinishReason, Request
 from inferoptim.errors import CapacityError, RequestError
 from inferoptim.targets.base import TargetInfo, TargetRequest, TargetResponse
-
-
-@dataclass(slots=True)
-class _Flight:
-    """One request between sending and its last token."""
-
-    sent_s: float
-    token_ids: list[int] = field(default_factory=list)
-    times_s: list[float] = field(default_factory=list)
-    cached: int = 0
-    error: str | None = None
+from inferoptim.targets.flights import Flight, may_go
 
 
 class EngineTarget:
@@ -64,15 +53,15 @@ class EngineTarget:
     ) -> list[TargetResponse]:
         core = self.core
         eos = frozenset(core.spec.eos_token_ids)
-        flights: dict[str, _Flight] = {}
+        flights: dict[str, Flight] = {}
         waiting = deque(sorted(requests, key=lambda r: r.arrival_offset_s))
         in_flight = 0
         started = time.perf_counter()
         while waiting or in_flight:
             now = time.perf_counter()
-            while waiting and _may_go(waiting[0], now - started, in_flight, concurrency):
+            while waiting and may_go(waiting[0], now - started, in_flight, concurrency):
                 request = waiting.popleft()
-                flights[request.request_id] = flight = _Flight(now)
+                flights[request.request_id] = flight = Flight(now)
                 try:
                     core.add(
                         Request(request.request_id, request.prompt_token_ids, request.sampling, now, eos)
@@ -88,14 +77,13 @@ class EngineTarget:
             at = time.perf_counter()
             for output in outputs:
                 flight = flights[output.request_id]
-                flight.token_ids.extend(output.token_ids)
-                flight.times_s.extend([at] * len(output.token_ids))
+                flight.take(output.token_ids, at)
                 flight.cached = output.num_cached_tokens
                 if output.finish_reason is not None:
                     in_flight -= 1
                     if output.finish_reason is FinishReason.ERROR:
                         flight.error = "the engine gave the request up: it can never fit the KV-cache"
-        return [_response(request, flights[request.request_id]) for request in requests]
+        return [flights[request.request_id].response(request) for request in requests]
 
     def reset(self) -> None:
         self.core.reset_prefix_cache()
@@ -112,21 +100,3 @@ class EngineTarget:
 
     def close(self) -> None:
         self._core = None
-
-
-def _may_go(request: TargetRequest, now_s: float, in_flight: int, concurrency: int | None) -> bool:
-    if concurrency is not None:
-        return in_flight < concurrency
-    return request.arrival_offset_s <= now_s
-
-
-def _response(request: TargetRequest, flight: _Flight) -> TargetResponse:
-    return TargetResponse(
-        request_id=request.request_id,
-        token_ids=tuple(flight.token_ids),
-        sent_s=flight.sent_s,
-        token_times_s=tuple(flight.times_s),
-        finished_s=flight.times_s[-1] if flight.times_s else flight.sent_s,
-        num_cached_prompt_tokens=flight.cached,
-        error=flight.error,
-    )

@@ -34,7 +34,10 @@ class TransformersOptions(BaseModel):
     batching: Literal["sequential", "static"] = "static"
     max_batch_size: int = 32  # of an open loop; a closed loop states its own concurrency
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    static_cache: bool = False
+    static_cache: bool = False  # on a GPU `generate` then compiles the model's decoding
+    max_cache_len: int | None = (
+        None  # tokens that a static cache holds, so that it is made, and compiled for, once
+    )
 
 
 class TransformersTarget:
@@ -50,6 +53,7 @@ class TransformersTarget:
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._options = create_validated(TransformersOptions, dict(settings), "transformers")
         self._model: Any = None
+        self._caches: dict[int, Any] = {}  # static caches by rows
 
     def load(self) -> TargetInfo:
         import transformers
@@ -105,6 +109,7 @@ class TransformersTarget:
 
     def close(self) -> None:
         self._model = None
+        self._caches.clear()
 
     @torch.inference_mode()
     def _generate(self, batch: Sequence[TargetRequest]) -> list[TargetResponse]:
@@ -117,7 +122,6 @@ class TransformersTarget:
             mask[row, longest - len(request.prompt_token_ids) :] = 1
         new_tokens = max(r.sampling.max_tokens for r in batch)
         clock = _Clock()
-        options: dict[str, Any] = {"cache_implementation": "static"} if self._options.static_cache else {}
         out = self._model.generate(
             ids.to(self._model.device),
             attention_mask=mask.to(self._model.device),
@@ -129,7 +133,7 @@ class TransformersTarget:
             eos_token_id=None,  # exact lengths: the end of sequence is ignored
             pad_token_id=0,
             streamer=clock,
-            **options,
+            **self._cache(len(batch), longest + new_tokens),
         )
         tokens = out[:, longest:].tolist()
         responses = []
@@ -146,6 +150,20 @@ class TransformersTarget:
                 )
             )
         return responses
+
+    def _cache(self, rows: int, tokens: int) -> dict[str, Any]:
+        """The argument of `generate` that names its cache; one static cache a batch size, emptied before each use."""
+        if not self._options.static_cache:
+            return {}
+        from transformers import StaticCache
+
+        cache = self._caches.get(rows)
+        if cache is None or cache.max_cache_len < tokens:
+            length = max(tokens, self._options.max_cache_len or 0)
+            cache = self._caches[rows] = StaticCache(config=self._model.config, max_cache_len=length)
+        else:
+            cache.reset()
+        return {"past_key_values": cache}
 
     def _dtype(self) -> torch.dtype | str:
         """auto: bfloat16 where the device computes in it, else float32 on a CPU and the checkpoint's type on a GPU."""

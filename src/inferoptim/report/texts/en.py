@@ -207,6 +207,8 @@ TEXTS: dict[str, str] = {
     "measure.top1_agreement": "Top-1 agreement",
     "measure.max_abs_logit_error": "largest logit error",
     "measure.identical_tokens": "identical tokens",
+    "measure.worst_gap": "worst gap to the reference's choice, of the largest logit",
+    "measure.relative_logit_error": "logit error of the GPU kernels, relative",
     "measure.identical_requests": "identical requests",
     "text.all": "all",
     "text.en": "English",

@@ -220,6 +220,8 @@ _PLAIN: dict[str, str] = {
     "measure.top1_agreement": "Accord top-1",
     "measure.max_abs_logit_error": "plus grand écart de logit",
     "measure.identical_tokens": "tokens identiques",
+    "measure.worst_gap": "plus grand écart au choix de la référence, part du plus grand logit",
+    "measure.relative_logit_error": "écart relatif des logits des noyaux GPU",
     "measure.identical_requests": "requêtes identiques",
     "text.all": "tous",
     "text.en": "anglais",
