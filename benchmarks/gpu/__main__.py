@@ -4,39 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu.phases import PHASES, run_job
 from benchmarks.gpu.shapes import CASES, NAMES, VLLM_S, Ceilings
 
 _CHECKS = ("_rows", "_rope", "_attention", "_gemv_dense", "_gemv_int8", "_gemv_fp8", "_sampling")
-
-
-def run_job(job: dict[str, Any], limit_s: float, quiet: bool = False) -> dict[str, Any]:
-    """One job in a fresh process; its result, or {'error': why}."""
-    with tempfile.TemporaryDirectory() as folder:
-        asked, given = Path(folder) / "job.json", Path(folder) / "result.json"
-        asked.write_text(json.dumps(job))
-        command = [sys.executable, "-m", "benchmarks.gpu.worker", str(asked), str(given)]
-        try:
-            done = subprocess.run(
-                command, timeout=limit_s, stdout=subprocess.PIPE if quiet else None,
-                stderr=subprocess.PIPE if quiet else None, text=True, check=False,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return {"error": f"no result within {limit_s:.0f} s"}
-        result = (
-            json.loads(given.read_text()) if given.exists() else {"error": f"exit status {done.returncode}"}
-        )
-        if quiet and "error" in result:
-            result["error"] += "\n" + (done.stderr or "")[-1500:]
-        return result
 
 
 def parity(workers: int, agreement: bool, limit_s: float) -> tuple[dict[str, Any], bool]:
@@ -76,30 +54,6 @@ def parity(workers: int, agreement: bool, limit_s: float) -> tuple[dict[str, Any
     return results, good
 
 
-def beside(repeats: int) -> dict[str, Any]:
-    """Transformers and this engine on the guide's work, one process each, one after the other."""
-    results: dict[str, Any] = {}
-    for case in ("1x100+200", "32x100+200"):
-        for who in ("transformers", "bf16", "fp8"):
-            runs = (1, 4) if who == "transformers" else (5, max(repeats, 50))
-            seen = run_job(
-                {"kind": "beside", "who": who, "case": case, "warm": runs[0], "repeats": runs[1]},
-                120,
-                quiet=True,
-            )
-            results[f"{case} {who}"] = seen
-            if "error" in seen:
-                print(f"{case} {who}: {seen['error']}")
-                continue
-            print(
-                f"{case} {who:<13} {seen['median_s']:.4f} s ({seen['min_s']:.4f}-{seen['max_s']:.4f}, {seen['runs']} runs), "
-                f"{seen['output_tokens_per_s']:.0f} tok/s, peak {seen['peak_bytes'] / 1e9:.2f} GB, {seen['power_w']:.0f} W, "
-                f"{seen['energy_mj_per_output_token']:.1f} mJ/token",
-                flush=True,
-            )
-    return results
-
-
 def table(results: list[dict[str, Any]]) -> str:
     lines = [
         "model               precision  case             ours s   floor s  of floor   vLLM s*   ratio  tok/s     us/step (floor)"
@@ -128,7 +82,15 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--phases", default="parity,agreement,ceilings,beside,speed")
+    parser.add_argument(
+        "--phases", default="parity,agreement,ceilings,beside,speed", help=f"also {', '.join(PHASES)}"
+    )
+    parser.add_argument(
+        "--model", default="smollm2-135m", help="the real model of the phases real and speculation"
+    )
+    parser.add_argument(
+        "--artefact", type=Path, action="append", default=[], help="an artefact to try in vLLM; repeatable"
+    )
     parser.add_argument("--models", default="tiny,8b")
     parser.add_argument("--precisions", default="bf16,fp8", help="bf16, fp8, int8, each also with +kv8")
     parser.add_argument("--cases", default=",".join(map(str, CASES)))
@@ -156,8 +118,11 @@ def main() -> int:
     if "ceilings" in phases:
         report["ceilings"] = run_job({"kind": "ceilings"}, 120)
         print(f"ceilings: {report['ceilings']}")
-    if "beside" in phases:
-        report["beside"] = beside(args.repeats)
+    for name, phase in PHASES.items():
+        if name in phases:
+            report[name] = phase(args)
+            if args.out:
+                args.out.write_text(json.dumps(report, indent=1))
     if "speed" in phases:
         fields = {k: json.loads(v) for k, _, v in (pair.partition("=") for pair in args.set)}
         for model in args.models.split(","):

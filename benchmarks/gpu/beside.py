@@ -14,16 +14,50 @@ from benchmarks.gpu.shapes import Case, hf_config
 from benchmarks.gpu.speed import engine, run_once
 
 CASES = (Case(1, 100, 200), Case(32, 100, 200))
+OFF: dict[str, Any] = {
+    "compiled_step": False, "in_flight_batching": False, "paged_kv": False, "prefix_caching": False, "chunked_prefill": False,
+}  # fmt: skip
+# (who, requests, warm-ups, measured runs): transformers' dynamic cache takes 3.5 s a run, so it gets fewer
+SIDES = (
+    ("transformers", 1, 2, 10), ("transformers, static", 1, 5, 50), ("off", 1, 5, 50), ("bf16", 1, 5, 50), ("fp8", 1, 5, 50),
+    ("transformers", 32, 2, 8), ("transformers", 256, 1, 5), ("off", 32, 5, 50), ("bf16", 32, 5, 50), ("fp8", 32, 5, 50),
+    ("bf16", 256, 5, 20), ("fp8", 256, 5, 20),
+)  # fmt: skip
+
+
+def side(who: str, requests: int, warm: int, repeats: int) -> dict[str, Any]:
+    """One row of the table."""
+    case = Case(requests, 100, 200)
+    if who.startswith("transformers"):
+        return transformers_side(case, warm, repeats, who.endswith("static"))
+    return engine_side(case, "bf16" if who == "off" else who, warm, repeats, who != "off")
+
+
+def held_bytes() -> int:
+    """What this process holds of the card, its libraries included. Source: NVML, nvmlDeviceGetComputeRunningProcesses."""
+    import os
+
+    import pynvml
+
+    handle = _handle()
+    found = [
+        p.usedGpuMemory for p in pynvml.nvmlDeviceGetComputeRunningProcesses(handle) if p.pid == os.getpid()
+    ]
+    return int(found[0] or 0) if found else 0
+
+
+def _handle() -> Any:
+    import pynvml
+
+    pynvml.nvmlInit()
+    return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
 
 
 def energy_j() -> float:
     """The card's energy counter. Source: NVML, nvmlDeviceGetTotalEnergyConsumption, in millijoules."""
     import pynvml
 
-    pynvml.nvmlInit()
-    uuid = f"GPU-{torch.cuda.get_device_properties(0).uuid}"
-    handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-    return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3
+    return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(_handle())) / 1e3
 
 
 def timed(run: Callable[[], object], warm: int, repeats: int, tokens: int) -> dict[str, Any]:
@@ -41,12 +75,17 @@ def timed(run: Callable[[], object], warm: int, repeats: int, tokens: int) -> di
     return {
         "median_s": statistics.median(times), "min_s": min(times), "max_s": max(times), "runs": repeats, "warm_up": warm,
         "output_tokens_per_s": tokens / statistics.median(times), "power_w": joules / seconds,
-        "energy_mj_per_output_token": joules / repeats / tokens * 1e3,
+        "energy_mj_per_output_token": joules / repeats / tokens * 1e3, "held_bytes": held_bytes(), "times_s": times,
+        "peak_bytes": torch.cuda.max_memory_allocated(),
     }  # fmt: skip
 
 
-def transformers_side(case: Case, warm: int, repeats: int) -> dict[str, Any]:
-    """Transformers as most people run it: generate() with its dynamic cache, scaled-dot-product attention, bf16."""
+def transformers_side(case: Case, warm: int, repeats: int, static: bool) -> dict[str, Any]:
+    """Transformers' generate() in bf16, scaled-dot-product attention.
+
+    Args:
+        static: a static cache, with which generate() compiles the decoding; else its dynamic cache, as most people run it.
+    """
     import transformers
 
     config = transformers.LlamaConfig(**{k: v for k, v in hf_config("tiny").items() if k != "architectures"})
@@ -55,31 +94,36 @@ def transformers_side(case: Case, warm: int, repeats: int) -> dict[str, Any]:
         model = transformers.LlamaForCausalLM(config).eval()
         torch.set_default_dtype(torch.float32)
     ids = torch.randint(5, 32000, (case.requests, case.n_in), device="cuda")
-    fixed = {
+    fixed: dict[str, Any] = {
         "max_new_tokens": case.n_out,
         "min_new_tokens": case.n_out,
         "do_sample": False,
         "pad_token_id": 0,
     }
+    if static:
+        fixed["cache_implementation"] = "static"
 
     @torch.inference_mode()
     def run() -> None:
         out = model.generate(ids, attention_mask=torch.ones_like(ids), **fixed)
         assert out.shape[1] == case.n_in + case.n_out
 
-    seen = timed(run, warm, repeats, case.requests * case.n_out)
-    return {"version": transformers.__version__, "peak_bytes": torch.cuda.max_memory_allocated(), **seen}
+    began = time.perf_counter()
+    run()
+    first_s = time.perf_counter() - began
+    seen = timed(run, max(warm - 1, 0), repeats, case.requests * case.n_out)
+    return {"version": transformers.__version__, "first_run_s": first_s, "warm_up": warm, **seen}
 
 
-def engine_side(case: Case, precision: str, warm: int, repeats: int) -> dict[str, Any]:
-    """This engine with memory for exactly this work."""
+def engine_side(case: Case, precision: str, warm: int, repeats: int, levers: bool) -> dict[str, Any]:
+    """This engine with memory for exactly this work; `levers` False: every lever off, the kernels launched one by one."""
     core = engine(
         "tiny",
         precision,
         case.requests,
         max_model_len=case.n_in + case.n_out + 16,
         max_num_batched_tokens=4096,
+        **({} if levers else OFF),
     )
     rng = np.random.default_rng(3)
-    seen = timed(lambda: run_once(core, case, rng), warm, repeats, case.requests * case.n_out)
-    return {"peak_bytes": torch.cuda.max_memory_allocated(), **seen}
+    return timed(lambda: run_once(core, case, rng), warm, repeats, case.requests * case.n_out)

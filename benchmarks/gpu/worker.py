@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +42,10 @@ def do(job: dict[str, Any]) -> dict[str, Any]:
             job["model"], job["precision"], [Case.parse(c) for c in job["cases"]], job["repeats"],
             Ceilings(**job["ceilings"]), job["profile"], **job["fields"],
         )  # fmt: skip
-    if kind == "beside":
-        from benchmarks.gpu import beside
-        from benchmarks.gpu.shapes import Case
-
-        case = Case.parse(job["case"])
-        if job["who"] == "transformers":
-            return beside.transformers_side(case, job["warm"], job["repeats"])
-        return beside.engine_side(case, job["who"], job["warm"], job["repeats"])
+    if kind == "call":  # a function of one of this package's modules
+        module = import_module(f"benchmarks.gpu.{job['module']}")
+        result: Any = getattr(module, job["function"])(**job["arguments"])
+        return result if isinstance(result, dict) else {"result": result}
     if kind == "ceilings":
         from inferoptim.hardware.measure_cuda import measure as ceilings
 

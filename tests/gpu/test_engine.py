@@ -98,6 +98,42 @@ def test_the_python_around_the_kernels(
     assert generate(tmp_path, **fields) == expected
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="without a GPU only: speculation is switched by hand")
+def test_while_speculation_is_paused_plans_are_long_and_made_ahead(
+    device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from itertools import cycle
+
+    from inferoptim.engine import core, speculative
+
+    save_tiny_llama(tmp_path)
+    tiny_tokenizer(tmp_path)
+    use_cuda_path_on_cpu(monkeypatch)
+    expected = generate(tmp_path, max_num_seqs=2)
+    lengths, plans = cycle([0, 2]), []
+    monkeypatch.setattr(speculative, "_LOOK_EVERY", 2)
+    monkeypatch.setattr(speculative.DraftLength, "choose", lambda self, num_sequences: next(lengths))
+    # this tiny model repeats nothing, so what is proposed is anything; a wrong proposal changes no output
+    monkeypatch.setattr(
+        speculative.PromptLookupProposer,
+        "propose",
+        lambda self, sequences, most: {s.request.request_id: [7] * most for s in sequences},
+    )
+    launch = core.EngineCore._launch
+
+    def watched(self: Any, runner: Any) -> Any:
+        launched = launch(self, runner)
+        plans.append((launched.plan.num_steps, bool(launched.plan.draft_tokens), len(self._launched)))
+        return launched
+
+    monkeypatch.setattr(core.EngineCore, "_launch", watched)
+    assert generate(tmp_path, max_num_seqs=2, speculative="prompt-lookup") == expected
+    assert any(steps > 1 for steps, _, _ in plans), "no plan of many steps"
+    assert any(ahead for _, _, ahead in plans), "no plan made ahead"
+    assert any(drafts for _, drafts, _ in plans), "speculation never came back"
+    assert not any(drafts and ahead for _, drafts, ahead in plans)
+
+
 @pytest.mark.skipif(
     torch.cuda.is_available(), reason="without a GPU only: it looks at a plan that is still out"
 )

@@ -167,7 +167,7 @@ class EngineCore:
     def step(self) -> list[TokenOutput]:
         """Run one step; the outputs of the sequences that gained tokens or ended. [] when there is nothing to do."""
         self._latest = None
-        if self._speculator is not None:
+        if self._speculator is not None and not self._launched:  # else the last token is not known yet
             running = [s for s in self._running.values() if s.slot >= 0]
             for request_id, tokens in self._speculator.propose(running).items():
                 self._scheduler.set_drafts(request_id, tokens)
@@ -196,13 +196,14 @@ class EngineCore:
 
         So the device has work while the host reads, books and hands out what the older step gave.
         """
-        most_steps = runner.burst_steps if self._speculator is None else 1
+        speculator = self._speculator
+        most_steps = runner.burst_steps if speculator is None or speculator.paused else 1
         if not self._launched:
             plan = self._scheduler.schedule(time.perf_counter(), most_steps)
             if plan is None:
                 return None
             self._launched.append(runner.launch(plan))
-        if self._speculator is None and runner.run_ahead:
+        if runner.run_ahead and (speculator is None or speculator.may_run_ahead()):
             ahead = self._scheduler.schedule_ahead(most_steps)
             if ahead is not None:
                 self._launched.append(runner.launch(ahead))

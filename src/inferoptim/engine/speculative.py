@@ -16,6 +16,7 @@ from inferoptim.engine.runner import Runner
 from inferoptim.engine.step import Admission, ScheduledSequence, StepPlan
 
 _PROBE_EVERY = 32  # steps between probes once speculation was judged a loss
+_LOOK_EVERY = 8  # plans launched ahead of each other while it is a loss, before it is thought over again
 _DECAY = 0.97  # weight of the past in the running estimates
 
 
@@ -243,11 +244,14 @@ class Speculator:
     def __init__(self, proposer: Proposer, longest: int) -> None:
         self._proposer = proposer
         self._length = DraftLength(longest)
+        self._paused = False
+        self._ahead = 0
 
     def propose(self, sequences: SequenceOf[Sequence]) -> dict[str, list[int]]:
         """Proposals for the sequences whose next step is a decode; empty when speculation does not pay now."""
         ready = [s for s in sequences if s.num_known - s.num_computed == 1 and s.num_generated > 0]
         wanted = self._length.choose(len(ready)) if ready else 0
+        self._paused, self._ahead = bool(ready) and not wanted, 0
         if not wanted:
             return {}
         started = time.perf_counter()
@@ -255,10 +259,25 @@ class Speculator:
         self._length.observe_proposal(wanted, time.perf_counter() - started)
         return proposals
 
+    @property
+    def paused(self) -> bool:
+        """Speculation was a loss when last thought over: steps may be planned many at a time, as without it."""
+        return self._paused
+
+    def may_run_ahead(self) -> bool:
+        """Whether a plan may be launched before the outcome of the one before is known, which leaves no room for proposals.
+
+        While speculation is paused, all but every eighth time.
+        """
+        if not self._paused:
+            return False
+        self._ahead += 1
+        return self._ahead % _LOOK_EVERY != 0
+
     def observe(self, plan: StepPlan, step_s: float, accepted: dict[int, int]) -> None:
         """Learn from a step: `accepted` drafts by slot."""
         if all(s.samples for s in plan.sequences):
-            self._length.observe_step(plan.num_tokens, step_s)
+            self._length.observe_step(plan.num_tokens // plan.num_steps, step_s / plan.num_steps)
         for s in plan.sequences:
             if s.num_draft:
                 self._length.observe_acceptance(s.num_draft, accepted.get(s.slot, 0))

@@ -1,0 +1,124 @@
+"""vLLM on the yardstick's cases, through the bench's own target: same shapes, random prompts, exact lengths."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.gpu.beside import energy_j
+from benchmarks.gpu.shapes import CONFIGS, Case
+from inferoptim.config import SamplingParams
+from inferoptim.targets.base import TargetRequest
+from inferoptim.targets.vllm import VllmTarget
+
+
+def measure(
+    folder: str,
+    model: str,
+    precision: str,
+    cases: list[str],
+    repeats: int,
+    asked_at: float,
+    streamed: list[str],
+) -> dict[str, Any]:
+    """Seconds of each case, and from the parent's command (`asked_at`, time.time()) to the first token.
+
+    Args:
+        folder: with the weights.
+        streamed: cases that are also run with a time for every token, as a server has to.
+    """
+    rng = np.random.default_rng(1)
+    parsed = [Case.parse(case) for case in cases]
+    kind, _, kv = precision.partition("+")
+    target = VllmTarget(
+        {
+            "model": folder, "dtype": "bfloat16", "max_model_len": 2304, "max_num_seqs": 512, "prefix_caching": False,
+            "quantization": "none" if kind == "bf16" else kind, "kv_quantization": "fp8" if kv else "none",
+            "gpu_memory_utilization": 0.85, "stream": False,
+        }
+    )  # fmt: skip
+    info = target.load()
+    target.run(_requests(Case(1, 100, 1), model, rng))
+    out: dict[str, Any] = {
+        "version": info.version, "start_to_first_token_s": time.time() - asked_at, "load_s": info.load_s, "cases": {},
+    }  # fmt: skip
+    for case in parsed:
+        for _ in range(2 if case.requests == 1 else 1):
+            target.run(_requests(case, model, rng))
+        before, times = energy_j(), []
+        for _ in range(max(2, repeats // 2) if case.requests > 256 else repeats):
+            times.append(_seconds(target, _requests(case, model, rng), case))
+        joules = energy_j() - before
+        median = statistics.median(times)
+        out["cases"][str(case)] = {
+            "times_s": times, "median_s": median, "output_tokens_per_s": case.requests * case.n_out / median,
+            "energy_mj_per_output_token": joules / len(times) / (case.requests * case.n_out) * 1e3,
+        }  # fmt: skip
+        print(f"vllm {precision} {case}: {median:.4f} s ({min(times):.4f}-{max(times):.4f})", flush=True)
+    target._options = target._options.model_copy(update={"stream": True})
+    for case in map(Case.parse, streamed):
+        times = [_seconds(target, _requests(case, model, rng), case) for _ in range(repeats)]
+        out["cases"][str(case)]["streamed_s"] = times
+    return out
+
+
+def _requests(case: Case, model: str, rng: np.random.Generator) -> list[TargetRequest]:
+    sampling = SamplingParams(max_tokens=case.n_out, temperature=0.0, ignore_eos=True)
+    prompts = rng.integers(5, CONFIGS[model]["vocab_size"], (case.requests, case.n_in)).tolist()
+    now = time.perf_counter()
+    return [TargetRequest(f"{now}/{i}", "", tuple(p), sampling) for i, p in enumerate(prompts)]
+
+
+def _seconds(target: VllmTarget, requests: list[TargetRequest], case: Case) -> float:
+    began = time.perf_counter()
+    responses = target.run(requests)
+    seconds = time.perf_counter() - began
+    tokens = sum(len(r.token_ids) for r in responses)
+    assert tokens == case.requests * case.n_out, f"{tokens} tokens of {case.requests * case.n_out}"
+    return seconds
+
+
+def artefact(folder: str, prompts: int, tokens: int) -> dict[str, Any]:
+    """An artefact of `inferoptim build` in vLLM and in this engine: greedy tokens and the log-probabilities of both."""
+    import json
+
+    import vllm
+
+    from inferoptim.config import EngineConfig
+    from inferoptim.engine.core import EngineCore
+
+    spec = json.loads((Path(folder) / "config.json").read_text())
+    rng = np.random.default_rng(5)
+    asked = rng.integers(10, spec["vocab_size"], (prompts, 48)).tolist()
+    llm = vllm.LLM(
+        model=folder, skip_tokenizer_init=True, enforce_eager=True, max_model_len=128, gpu_memory_utilization=0.2, seed=0,
+    )  # fmt: skip
+    params = vllm.SamplingParams(
+        temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False, logprobs=1
+    )
+    done = llm.generate([{"prompt_token_ids": p} for p in asked], params, use_tqdm=False)
+    theirs = [list(o.outputs[0].token_ids) for o in done]
+    scores = [
+        [step[t].logprob for step, t in zip(o.outputs[0].logprobs, o.outputs[0].token_ids, strict=True)]
+        for o in done
+    ]
+    core = EngineCore(EngineConfig.create(model=folder, device="cuda", max_model_len=128, max_num_seqs=4))
+    differences, same = [], 0
+    for prompt, answer, given in zip(asked, theirs, scores, strict=True):
+        logits = core.logits([*prompt, *answer])[len(prompt) - 1 : -1].astype(np.float64)
+        own = (
+            logits
+            - np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1, keepdims=True))
+            - logits.max(1, keepdims=True)
+        )
+        differences += np.abs(own[np.arange(len(answer)), answer] - given).tolist()
+        same += int((logits.argmax(1) == answer).sum())
+    return {
+        "vllm": vllm.__version__, "quantization": spec.get("quantization_config", {}).get("format"), "tokens": prompts * tokens,
+        "our_choice": same / (prompts * tokens), "mean_logprob_difference": float(np.mean(differences)),
+        "largest_logprob_difference": float(np.max(differences)),
+    }  # fmt: skip

@@ -1,0 +1,189 @@
+"""The phases of `python -m benchmarks.gpu` beside parity and speed: each runs its parts in fresh processes and prints what it saw."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+LIMIT_S = 240.0
+
+
+def run_job(job: dict[str, Any], limit_s: float, quiet: bool = False) -> dict[str, Any]:
+    """One job in a fresh process; its result, or {'error': why}. What it started ends with it."""
+    with tempfile.TemporaryDirectory() as folder:
+        asked, given, log = (Path(folder) / name for name in ("job.json", "result.json", "log"))
+        asked.write_text(json.dumps(job))
+        command = [sys.executable, "-m", "benchmarks.gpu.worker", str(asked), str(given)]
+        with log.open("wb") as output:
+            to = output if quiet else None
+            process = subprocess.Popen(command, stdout=to, stderr=to, start_new_session=True)
+            try:
+                status = process.wait(limit_s)
+                failed = f"exit status {status}"
+            except subprocess.TimeoutExpired:
+                failed = f"no result within {limit_s:.0f} s"
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        result: dict[str, Any] = json.loads(given.read_text()) if given.exists() else {"error": failed}
+        if quiet and "error" in result:
+            result["error"] += "\n" + log.read_text(errors="replace")[-2500:]
+        return result
+
+
+def call(module: str, function: str, limit_s: float = LIMIT_S, **arguments: Any) -> dict[str, Any]:
+    """A function of a module of this package, in a fresh process."""
+    return run_job(
+        {"kind": "call", "module": module, "function": function, "arguments": arguments}, limit_s, quiet=True
+    )
+
+
+def beside(args: argparse.Namespace) -> dict[str, Any]:
+    """Transformers and this engine on the guide's work, one process each, one after the other."""
+    from benchmarks.gpu.beside import SIDES
+
+    results: dict[str, Any] = {}
+    for who, requests, warm, repeats in SIDES:
+        seen = call("beside", "side", who=who, requests=requests, warm=warm, repeats=repeats)
+        name = f"{requests}x100+200 {who}"
+        results[name] = seen
+        if "error" in seen:
+            print(f"{name}: {seen['error']}", flush=True)
+            continue
+        print(
+            f"{name:<32} {seen['median_s']:.4f} s ({seen['min_s']:.4f}-{seen['max_s']:.4f}, {seen['runs']} runs), "
+            f"{seen['output_tokens_per_s']:.0f} tok/s, held {seen['held_bytes'] / 1e9:.2f} GB (tensors {seen['peak_bytes'] / 1e9:.2f}), "
+            f"{seen['power_w']:.0f} W, {seen['energy_mj_per_output_token']:.1f} mJ/token",
+            flush=True,
+        )
+    return results
+
+
+def start(args: argparse.Namespace) -> dict[str, Any]:
+    """From command to first token, weights on disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        written = call("start", "write_model", folder=folder)
+        if "error" in written:
+            print(f"start: {written['error']}")
+            return written
+        seen = call("start", "cold", folder=folder, repeats=2)
+    for run in seen.get("result", []):
+        print(
+            f"start, compiled kernels {run['kernels']}: first token after {run['first_token_s']:.2f} s "
+            f"(imports {run['imports_s']:.2f}, load {run['load_s']:.2f}, prompt {run['prompt_s']:.2f})"
+        )
+    if "error" in seen:
+        print(f"start: {seen['error']}")
+    return seen
+
+
+def real(args: argparse.Namespace) -> dict[str, Any]:
+    """A real model: tokens against transformers, and what each format costs in quality. Nothing is timed, so side by side."""
+    from benchmarks.gpu.real import LOSSLESS, SIDES
+
+    with tempfile.TemporaryDirectory() as folder:
+        known = call("real", "reference", model=args.model, folder=folder)
+        if "error" in known:
+            print(f"real: {known['error']}")
+            return known
+        with ThreadPoolExecutor(args.workers) as pool:
+            jobs = pool.map(
+                lambda side: call("real", "engine_side", model=args.model, folder=folder, side=side), SIDES
+            )
+            results = dict(zip(SIDES, jobs, strict=True))
+        judged = call("real", "judge_answers", model=args.model, folder=folder)
+    print(
+        "                  perplexity ratio          KL, nats   top-1   logit error  gate   transformers' own choice, worst gap"
+    )
+    for side, seen in results.items():
+        if "error" in seen:
+            print(f"{side:<17} {seen['error']}")
+            continue
+        values = seen["quality"]["values"]
+        ratio, kl, top = (values[n] for n in ("perplexity_ratio", "kl_nats", "top1_agreement"))
+        said = judged.get(side, {})
+        note = ""
+        if said:
+            note = f"{said['own_choice']:.1%} of {said['tokens']}, {said['worst_gap']:.3g}"
+            if side in LOSSLESS:
+                note += f"; {said['identical_answers']} of {said['answers']} answers identical"
+        print(
+            f"{side:<17} {ratio['value']:.4f} ({ratio['low']:.4f}-{ratio['high']:.4f})  {kl['value']:.5f}    {top['value']:.3f}   "
+            f"{seen['logit_error']:.4f}     {'passes' if seen['quality']['passed'] else 'FAILS '} {note}"
+        )
+    if "error" in judged:
+        print(f"judge: {judged['error']}")
+    return {"sides": results, "judged": judged}
+
+
+def speculation(args: argparse.Namespace) -> dict[str, Any]:
+    """Speculation at one request and in batches, real text."""
+    from benchmarks.gpu.speculation import SIDES
+
+    seen = call(
+        "speculation", "measure", model=args.model, batches=[1, 8, 32, 128], repeats=3, sides=list(SIDES)
+    )
+    if "error" in seen:
+        print(f"speculation: {seen['error']}")
+        return seen
+    for side, by_batch in seen.items():
+        for batch, row in by_batch.items():
+            print(
+                f"{side:<18} {batch:>4} requests: {row['seconds']:.3f} s, x{row['ratio']:.2f}, {row['output_tokens_per_s']:.0f} tok/s, "
+                f"proposed {row['draft_proposed_tokens']:.0f}, accepted {row['draft_accepted_tokens']:.0f}, "
+                f"{row['identical_answers']} of {row['answers']} answers identical"
+            )
+    return seen
+
+
+def vllm(args: argparse.Namespace) -> dict[str, Any]:
+    """vLLM on the same cases, where it is importable; and artefacts of `inferoptim build` in it."""
+    from importlib.util import find_spec
+
+    if find_spec("vllm") is None:
+        print("vllm: not importable here, so not measured")
+        return {"error": "not importable"}
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        call("start", "write_model", folder=folder)
+        for precision in args.precisions.split(","):
+            results[precision] = call(
+                "peer", "measure", limit_s=args.limit_s, folder=folder, model="tiny", precision=precision,
+                cases=args.cases.split(","), repeats=args.repeats, asked_at=time.time(), streamed=[],
+            )  # fmt: skip
+            print(f"vllm {precision}: {_short(results[precision])}", flush=True)
+    for artefact in args.artefact:
+        results[str(artefact)] = call("peer", "artefact", folder=str(artefact), prompts=4, tokens=16)
+        print(f"vllm, {artefact.name}: {_short(results[str(artefact)])}", flush=True)
+    return results
+
+
+def _short(result: dict[str, Any]) -> str:
+    if "cases" not in result:
+        return str(result.get("error", result))
+    rows = (
+        f"{case} {seen['median_s']:.4f} s ({min(seen['times_s']):.4f}-{max(seen['times_s']):.4f}), "
+        f"{seen['output_tokens_per_s']:.0f} tok/s, {seen['energy_mj_per_output_token']:.1f} mJ/token"
+        for case, seen in result["cases"].items()
+    )
+    return (
+        f"{result['version']}, start to first token {result['start_to_first_token_s']:.1f} s; "
+        + "; ".join(rows)
+    )
+
+
+PHASES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "start": start, "beside": beside, "real": real, "speculation": speculation, "vllm": vllm,
+}  # fmt: skip
