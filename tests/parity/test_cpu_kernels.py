@@ -16,7 +16,8 @@ from inferoptim.models.decoder import Decoder, DecoderWeights, LayerWeights
 from inferoptim.models.fused import FusedDecoder
 from inferoptim.models.rotary import cos_sin, inverse_frequencies
 from inferoptim.models.spec import ModelSpec
-from inferoptim.quant.formats import DenseWeight, Int8Weight, Linear
+from inferoptim.quant.formats import DenseWeight, GroupedWeight, Int8Weight, Linear
+from inferoptim.quant.groups import from_integers, quantize_groups
 from inferoptim.quant.int8 import quantize_linear
 
 RUNNABLE = [isa.name for isa in ISAS if isa.needs <= set(cpu_facts().isa)]
@@ -74,6 +75,21 @@ SHAPES = {
         kv=torch.int8,
         sequences=((0, 150), (80, 1), (7, 30)),
     ),
+    "4 bits": Shape(6, 2, 32, quantization="int4", hidden=192, intermediate=416, bias=True),
+    "4 bits in bf16, symmetric groups of 64, int8 KV, many rows": Shape(
+        3,
+        1,
+        64,
+        dtype=torch.bfloat16,
+        quantization="int4-64",
+        hidden=128,
+        intermediate=192,
+        kv=torch.int8,
+        sequences=((0, 150), (80, 1), (7, 30)),
+    ),
+    "8 bits in groups, ragged outputs": Shape(
+        2, 1, 48, quantization="int8-groups", hidden=160, intermediate=64, layers=3, threads=3
+    ),
     "weight-only": Shape(4, 4, 16, quantization="int8-weight-only", bias=True),
     "fp32, many rows, window": Shape(4, 1, 32, window=50, sequences=((20, 130), (0, 9)), block_size=8),
 }
@@ -109,7 +125,17 @@ def random_decoder(shape: Shape) -> Decoder:
         dense = DenseWeight(random(n, k, scale=k**-0.5), random(n) if bias else None)
         if shape.quantization == "none":
             return dense
+        if shape.quantization == "int4-64":
+            integers = torch.randint(-8, 8, (n, k), generator=generator, dtype=torch.int8)
+            scales = torch.rand(n, k // 64, generator=generator) * k**-0.5 / 4
+            return replace(checked(from_integers(integers, scales, None, 4)), bias=dense.bias)
+        if shape.quantization in ("int4", "int8-groups"):
+            return checked(quantize_groups(dense, 4 if shape.quantization == "int4" else 8))
         return quantize_linear(dense, dynamic_activations=shape.quantization == "int8")
+
+    def checked(weight: GroupedWeight | None) -> GroupedWeight:
+        assert weight is not None
+        return weight
 
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     layers = tuple(
@@ -208,6 +234,8 @@ def oracle_linear(x: torch.Tensor, w: Linear) -> torch.Tensor:
     if isinstance(w, DenseWeight):
         y = x @ w.weight.float().T
         return y if bias is None else y + bias
+    if isinstance(w, GroupedWeight):
+        return reference.grouped_linear(x, w.q, w.scale, w.minimum, w.zero, bias)
     assert isinstance(w, Int8Weight)
     if w.dynamic_activations:
         return reference.int8_linear(x, w.q, w.scale, bias, group_size=group_size(w.shape[1]))
@@ -277,7 +305,12 @@ def test_a_ragged_batch_matches_the_oracle(isa: str, name: str):
         outputs.append(forward(batch, kv))
     actual, expected = outputs
     spread = expected.std().item()
-    exact = shape.dtype == torch.float32 and shape.quantization != "int8" and shape.kv is None
+    exact = (
+        shape.dtype == torch.float32
+        and not shape.quantization.startswith("int4")
+        and shape.quantization not in ("int8", "int8-groups")
+        and shape.kv is None
+    )
     # a rounding that falls to the other side moves a quantised value by one step
     tolerance = 2e-5 if exact else 0.1
     assert (actual - expected).abs().max().item() < tolerance * max(spread, 1.0)
@@ -286,7 +319,13 @@ def test_a_ragged_batch_matches_the_oracle(isa: str, name: str):
 
 @pytest.mark.parametrize(
     "name",
-    ["fp32, groups of 5, heads of 16", "bf16", "int8 in bf16, int8 KV, many rows", "fp32, many rows, window"],
+    [
+        "fp32, groups of 5, heads of 16",
+        "bf16",
+        "int8 in bf16, int8 KV, many rows",
+        "fp32, many rows, window",
+        "4 bits",
+    ],
 )
 def test_no_chunk_no_neighbour_and_no_thread_changes_a_bit(isa: str, name: str):
     """What makes chunked prefill, batching and speculation lossless in every type."""

@@ -14,6 +14,7 @@ ROOT = Path("/")
 _ISA = {
     "avx2": "avx2",
     "fma": "fma",
+    "f16c": "f16c",
     "avx512f": "avx512f",
     "avx512bw": "avx512bw",
     "avx512_vnni": "avx512_vnni",

@@ -4,7 +4,7 @@ Nothing here is fast. Every other op set (stock operators, native CPU, Triton) i
 the definitions of the quantised formats live here.
 
 Legend: T tokens of the step · S sequences · B blocks · P tokens in a block · Hq query heads · Hkv KV heads · D head
-size · N output features · K input features · I intermediate size.
+size · N output features · K input features · G groups of K · I intermediate size.
 """
 
 from __future__ import annotations
@@ -209,4 +209,41 @@ def int8_weight_only_linear(
 ) -> torch.Tensor:
     """W8A16: activations as they are, weights dequantised; result [T, N] in x's type."""
     y = (x.float() @ q_NK.float().T) * scale_N
+    return (y if bias is None else y + bias.float()).to(x.dtype)
+
+
+def dequantize_groups(
+    q_NK: torch.Tensor, scale_NG: torch.Tensor, minimum_NG: torch.Tensor | None, zero: int
+) -> torch.Tensor:
+    """``scale * (q - zero) + minimum``, one scale and minimum for each group of K / G input channels; float32 [N, K].
+
+    Source: ggml's block formats Q4_0 (zero 8, no minimum), Q4_1 (zero 0) and Q8_0 (zero 128 of the unsigned byte).
+    """
+    groups = (q_NK.float() - zero).unflatten(-1, (scale_NG.shape[-1], -1)) * scale_NG.float()[..., None]
+    return (groups if minimum_NG is None else groups + minimum_NG.float()[..., None]).flatten(-2)
+
+
+def grouped_linear(
+    x: torch.Tensor,
+    q_NK: torch.Tensor,
+    scale_NG: torch.Tensor,
+    minimum_NG: torch.Tensor | None,
+    zero: int,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Weights in groups, activations quantised to int8 by token and the same groups; exact integer sums of a group.
+
+    Args:
+        x: [T, K]; result [T, N] in its type.
+        q_NK: unsigned.
+    """
+    groups = scale_NG.shape[-1]
+    xq, x_scale = quantize_activations_int8(x, x.shape[-1] // groups)
+    xq_TGk = xq.unflatten(-1, (groups, -1)).double()
+    sums_TG = xq_TGk.sum(-1)
+    parts = torch.einsum("tgk,ngk->tgn", xq_TGk, q_NK.unflatten(-1, (groups, -1)).double())
+    parts = (parts - zero * sums_TG[..., None]).float() * scale_NG.float().T
+    if minimum_NG is not None:
+        parts = parts + sums_TG[..., None].float() * minimum_NG.float().T
+    y = (parts * x_scale[..., None]).sum(1)
     return (y if bias is None else y + bias.float()).to(x.dtype)

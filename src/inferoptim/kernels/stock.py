@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from inferoptim.kernels.reference import quantize_activations_int8, quantize_kv, raw
+from inferoptim.kernels.reference import dequantize_groups, quantize_activations_int8, quantize_kv, raw
 
 NAME = "torch"
 
@@ -68,6 +68,18 @@ def int8_weight_only_linear(
     else:
         y = (F.linear(x, q_NK.to(x.dtype)).float() * scale_N).to(x.dtype)
     return y if bias is None else y + bias
+
+
+def grouped_linear(
+    x: torch.Tensor,
+    q_NK: torch.Tensor,
+    scale_NG: torch.Tensor,
+    minimum_NG: torch.Tensor | None,
+    zero: int,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
+    """Weights in groups, dequantised for the product; activations as they are."""
+    return F.linear(x, dequantize_groups(q_NK, scale_NG, minimum_NG, zero).to(x.dtype), bias)
 
 
 def write_kv(

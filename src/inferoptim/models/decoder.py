@@ -14,7 +14,7 @@ from inferoptim.kernels import stock
 from inferoptim.models.batch import Batch, KVCache, KVLayer
 from inferoptim.models.rotary import cos_sin
 from inferoptim.models.spec import ModelSpec
-from inferoptim.quant.formats import DenseWeight, Fp8Weight, Int8Weight, Linear
+from inferoptim.quant.formats import DenseWeight, Fp8Weight, GroupedWeight, Int8Weight, Linear
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,4 +139,6 @@ def linear(x: torch.Tensor, weight: Linear) -> torch.Tensor:
         return operator(x, weight.q, weight.scale, weight.bias)
     if isinstance(weight, Fp8Weight):
         return stock.fp8_linear(x, weight.q, weight.scale, weight.bias)
+    if isinstance(weight, GroupedWeight):
+        return stock.grouped_linear(x, weight.q, weight.scale, weight.minimum, weight.zero, weight.bias)
     return stock.dense_linear(x, weight.weight, weight.bias)

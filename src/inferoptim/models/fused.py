@@ -13,6 +13,7 @@ from inferoptim.errors import UnsupportedError
 from inferoptim.hardware.cpu import usable_cores
 from inferoptim.kernels import cpu
 from inferoptim.kernels.cpu.native import (
+    GROUPS,
     INT8_DYNAMIC,
     INT8_WEIGHT_ONLY,
     KV_TYPES,
@@ -27,7 +28,7 @@ from inferoptim.kernels.cpu.native import (
 from inferoptim.models.batch import Batch, KVCache
 from inferoptim.models.decoder import Decoder
 from inferoptim.models.rotary import cos_sin
-from inferoptim.quant.formats import DenseWeight, Fp8Weight, Int8Weight, Linear
+from inferoptim.quant.formats import DenseWeight, Fp8Weight, GroupedWeight, Int8Weight, Linear
 
 
 class FusedDecoder:
@@ -37,7 +38,7 @@ class FusedDecoder:
         """Pack a decoder's weights, which are not needed afterwards.
 
         Args:
-            decoder: on the CPU, float32 or bfloat16, dense or int8.
+            decoder: on the CPU, float32 or bfloat16; dense, int8 or in groups.
             num_threads: default: the cores that this process may use.
 
         Raises:
@@ -88,7 +89,8 @@ class FusedDecoder:
             )
         keep = Keep()
         self._model.set_head(_linear(keep, weights.head))
-        self.weight_bytes = self._model.weight_bytes + self._embedding.nbytes
+        self.read_bytes = self._model.weight_bytes  # of weights, by every step
+        self.weight_bytes = self.read_bytes + self._embedding.nbytes
 
     def forward(self, batch: Batch, kv: KVCache) -> torch.Tensor:
         """Compute a step: writes the KV of its tokens, returns float32 logits [R, V] of the wanted rows."""
@@ -164,13 +166,32 @@ def _linear(keep: Keep, weight: Linear) -> LinearSource:
     """A layer's weight as the native side takes it: the type decides the kernel."""
     n, k = weight.shape
     bias = keep.address(weight.bias, torch.float32)
-    if isinstance(weight, Int8Weight):
-        kind = INT8_DYNAMIC if weight.dynamic_activations else INT8_WEIGHT_ONLY
+    if isinstance(weight, GroupedWeight):
         return LinearSource(
-            kind, n, k, keep.address(weight.q), keep.address(weight.scale, torch.float32), bias
+            kind=GROUPS,
+            n=n,
+            k=k,
+            group=weight.group_size,
+            bits=weight.bits,
+            zero=weight.zero,
+            half=int(weight.scale.dtype == torch.float16),
+            weight=keep.address(weight.q),
+            scale=keep.address(weight.scale),
+            minimum=keep.address(weight.minimum, weight.scale.dtype),
+            bias=bias,
+        )
+    if isinstance(weight, Int8Weight):
+        return LinearSource(
+            kind=INT8_DYNAMIC if weight.dynamic_activations else INT8_WEIGHT_ONLY,
+            n=n,
+            k=k,
+            weight=keep.address(weight.q),
+            scale=keep.address(weight.scale, torch.float32),
+            bias=bias,
         )
     assert isinstance(weight, DenseWeight)
-    return LinearSource(LINEAR_KINDS[weight.weight.dtype], n, k, keep.address(weight.weight), None, bias)
+    kind = LINEAR_KINDS[weight.weight.dtype]
+    return LinearSource(kind=kind, n=n, k=k, weight=keep.address(weight.weight), bias=bias)
 
 
 def _pointers(kv: KVCache) -> tuple[ctypes.Array[ctypes.c_void_p], ...]:

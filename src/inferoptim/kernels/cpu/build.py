@@ -21,8 +21,10 @@ from inferoptim.errors import ConfigError, UnsupportedError
 from inferoptim.hardware.cpu import cpu_facts
 from inferoptim.hardware.measure_cpu import find_compiler
 
-ABI = 2  # io_abi() of step.cpp
-_SOURCES = ("step.cpp", "gemm.h", "attention.h", "rows.h", "pool.h", "vector.h")
+ABI = 3  # io_abi() of step.cpp
+_SOURCES = tuple(
+    sorted(path.name for path in Path(__file__).parent.glob("*.[ch]*") if path.suffix in (".cpp", ".h"))
+)
 _FLAGS = ("-O2", "-std=c++17", "-shared", "-fPIC", "-pthread", "-fno-math-errno", "-ffp-contract=off", "-w")
 _TIMEOUT_S = 300
 _log = logging.getLogger(__name__)
@@ -45,7 +47,7 @@ ISAS = (  # best first; the last one runs on any processor that the compiler tar
         (*_AVX512, "-mavx512vnni", "-mavx512bf16"),
     ),
     Isa("avx512-vnni", frozenset({"avx512f", "avx512bw", "avx512_vnni"}), (*_AVX512, "-mavx512vnni")),
-    Isa("avx2", frozenset({"avx2", "fma"}), ("-mavx2", "-mfma")),
+    Isa("avx2", frozenset({"avx2", "fma", "f16c"}), ("-mavx2", "-mfma", "-mf16c")),
     Isa("portable", frozenset(), ()),
 )
 

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 
 LINEAR_KINDS = {torch.float32: 0, torch.bfloat16: 1}  # of a dense weight
-INT8_DYNAMIC, INT8_WEIGHT_ONLY = 2, 3
+INT8_DYNAMIC, INT8_WEIGHT_ONLY, GROUPS = 2, 3, 4
 KV_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 
 
 class LinearSource(Structure):
     _fields_ = (
-        *((name, c_int32) for name in ("kind", "n", "k")),
-        *((name, c_void_p) for name in ("weight", "scale", "bias")),
+        *((name, c_int32) for name in ("kind", "n", "k", "group", "bits", "zero", "half")),
+        *((name, c_void_p) for name in ("weight", "scale", "minimum", "bias")),
     )
 
 

@@ -22,6 +22,7 @@ typedef int32_t v16i __attribute__((vector_size(64)));
 typedef uint32_t v16u __attribute__((vector_size(64)));
 typedef uint16_t v16h __attribute__((vector_size(32)));
 typedef int8_t v16b __attribute__((vector_size(16)));
+typedef uint8_t v16ub __attribute__((vector_size(16)));
 
 static inline v16f splat(float x) { return v16f{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
 static inline v16i splat(int32_t x) { return v16i{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
@@ -161,6 +162,19 @@ static inline uint16_t float_to_bf16(float f) {  // nearest, ties to even; NaN s
     return (uint16_t)((u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
 
+static inline float half_to_float(uint16_t h) {  // IEEE float16
+    const uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = (uint32_t)(h & 0x7fff) << 13;
+    uint32_t u = sign | (rest >= 0x0f800000 ? rest + 0x70000000 : rest + 0x38000000);  // infinity and NaN stay so
+    if (rest < 0x00800000) {  // zero or below the normal range: 2^-24 a unit
+        const float f = (float)(h & 0x7fff) * 5.9604644775390625e-8f;
+        std::memcpy(&u, &f, 4);
+        u |= sign;
+    }
+    float f;
+    std::memcpy(&f, &u, 4);
+    return f;
+}
+
 static inline void store_half(uint16_t* to, v16f x) {  // nearest, ties to even; NaN stays NaN
 #if defined(IO_BF16_DOT)
     const v16i odd = (v16i)(x != x);
@@ -190,5 +204,7 @@ static inline v16f widen(const int8_t* p) {
     return __builtin_convertvector(load<v16b>(p), v16f);
 #endif
 }
+static inline v16f widen(v16ub x) { return __builtin_convertvector(x, v16f); }
+static inline v16f widen(const uint8_t* p) { return widen(load<v16ub>(p)); }
 
 }  // namespace io
