@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from inferoptim.errors import ConfigError, RequestError
 from inferoptim.units import GIB
 
-Quantization = Literal["none", "int8", "int8-weight-only", "fp8"]
+Quantization = Literal["none", "int8", "int8-weight-only", "int4", "fp8"]
 KVQuantization = Literal["none", "int8", "fp8"]
 Model = TypeVar("Model", bound=BaseModel)
 Speculative = Literal["none", "prompt-lookup", "draft"]
@@ -55,7 +55,11 @@ class EngineConfig(BaseModel):
     )
     block_size: int = Field(16, ge=1, le=256, description="Tokens in one KV block.")
 
-    quantization: Quantization = "none"
+    quantization: Quantization = Field(
+        "none",
+        description="int8 = weights and activations; int4 (CPU) = 4-bit groups with int8 activations: the blocks of a GGUF file or of "
+        "a 4-bit checkpoint as they are, other weights rounded at load; fp8 (GPU) = weights and activations.",
+    )
     kv_quantization: KVQuantization = "none"
     compiled_step: bool = Field(True, description="CUDA graphs on a GPU; the fused native step on a CPU.")
     in_flight_batching: bool = True
@@ -86,6 +90,8 @@ class EngineConfig(BaseModel):
             raise ValueError("fp8 needs an NVIDIA GPU (SM 8.9 or later); on a CPU use int8")
         if self.device == "cpu" and self.tensor_parallel > 1:
             raise ValueError("tensor_parallel needs NVIDIA GPUs")
+        if self.device == "cuda" and self.quantization == "int4":
+            raise ValueError("quantization=int4 has CPU kernels only; on a GPU use int8 or fp8")
         if self.device == "cuda" and self.kernels == "native":
             raise ValueError("kernels=native are CPU kernels; leave kernels=auto on a GPU")
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 
 import gguf
@@ -15,7 +16,12 @@ from safetensors.torch import load_file
 
 from inferoptim.errors import DataError, UnsupportedError
 from inferoptim.models.gguf import convert_gguf, unpermute
+from inferoptim.models.gguf_blocks import open_blocks
+from inferoptim.models.load import load_decoder
+from inferoptim.models.sources import BLOCKS_NAME
 from inferoptim.models.tokenizer import Tokenizer, load_tokenizer
+from inferoptim.quant.formats import GroupedWeight
+from inferoptim.quant.groups import dequantize
 from tests.bpe import save_bpe_tokenizer
 from tests.tiny import save_tiny_llama
 from tests.tiny_gguf import permute, write_gguf
@@ -100,6 +106,50 @@ def test_rows_of_heads_are_put_back(original: Path):
     weight = torch.arange(4 * 8 * 3).reshape(32, 3).numpy()
     assert (unpermute(permute(weight, 4), 4) == weight).all()
     assert (permute(weight, 4) != weight).any()
+
+
+@pytest.mark.parametrize("kind", [gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.Q4_1])
+def test_blocks_are_kept_and_mean_what_ggml_says(
+    original: Path, tmp_path: Path, kind: gguf.GGMLQuantizationType
+):
+    write_gguf(original, tmp_path / "model.gguf", kind=kind, pre="gpt-2")
+    folder = tmp_path / "out"
+    folder.mkdir()
+    assert BLOCKS_NAME in convert_gguf(tmp_path / "model.gguf", folder).file_names
+    name = "model.layers.1.self_attn.q_proj.weight"  # whose rows the file has in another order
+    stored = next(
+        t for t in gguf.GGUFReader(tmp_path / "model.gguf").tensors if t.name == "blk.1.attn_q.weight"
+    )
+    heads = json.loads((folder / "config.json").read_text())["num_attention_heads"]
+    expected = torch.from_numpy(gguf.quants.dequantize(unpermute(stored.data, heads), kind))
+    with ExitStack() as stack:
+        block = open_blocks(folder, stack)(name)
+        assert block is not None
+        assert block.bits == 4
+        assert open_blocks(folder, stack)("model.norm.weight") is None
+    assert torch.equal(dequantize(block, torch.float32).weight, expected)
+    decoder = load_decoder(folder, device=torch.device("cpu"), dtype=torch.float32, quantization="int4")
+    held = decoder.weights.layers[1].qkv
+    assert isinstance(held, GroupedWeight)
+    assert torch.equal(held.q[: len(block.q)], block.q)
+    (folder / BLOCKS_NAME).write_bytes(b"cut short")
+    with pytest.raises(DataError, match="damaged"):
+        load_decoder(folder, device=torch.device("cpu"), dtype=torch.float32, quantization="int4")
+
+
+def test_dense_weights_made_of_4_bit_blocks_give_the_blocks_again(original: Path, tmp_path: Path):
+    """What a model folder converted before blocks were kept loads as."""
+    write_gguf(original, tmp_path / "model.gguf", kind=gguf.GGMLQuantizationType.Q4_1, pre="gpt-2")
+    convert_gguf(tmp_path / "model.gguf", tmp_path)
+    of_file = load_decoder(tmp_path, device=torch.device("cpu"), dtype=torch.float32, quantization="int4")
+    (tmp_path / BLOCKS_NAME).unlink()
+    again = load_decoder(tmp_path, device=torch.device("cpu"), dtype=torch.float32, quantization="int4")
+    for a, b in zip(of_file.weights.layers, again.weights.layers, strict=True):
+        assert isinstance(a.down, GroupedWeight)
+        assert isinstance(b.down, GroupedWeight)
+        assert torch.equal(a.down.q, b.down.q)
+        values, close = dequantize(a.down, torch.float32).weight, dequantize(b.down, torch.float32).weight
+        assert (values - close).abs().max() < 2**-7 * values.abs().max()
 
 
 @pytest.mark.parametrize("kind", [gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q4_1])

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from inferoptim.build.quantise import group_size_for
 from inferoptim.quant import gptq, smooth
-from inferoptim.quant.checkpoint import QuantScheme, read_linear, scheme_from_config
-from inferoptim.quant.formats import DenseWeight
+from inferoptim.quant.checkpoint import QuantScheme, dequantised, joined, read_linear, scheme_from_config
+from inferoptim.quant.formats import DenseWeight, GroupedWeight
 from inferoptim.quant.grid import FP8, INT4, INT8, encode, round_trip
+from inferoptim.quant.groups import quantize_groups
 from inferoptim.quant.observers import tensor_scale, weight_scales
 from inferoptim.quant.packing import pack_rows, unpack_rows
 
@@ -160,6 +161,57 @@ def test_gptq_checkpoints_are_read_by_their_definition(act_order: bool) -> None:
     linear = read_linear("m", scheme, tensors, tensors.__getitem__, shape=(n, k), dtype=torch.float32)
     assert isinstance(linear, DenseWeight)
     torch.testing.assert_close(linear.weight, ((q_KN - zeros[g_idx]) * scales[g_idx]).T.float())
+
+
+@pytest.mark.parametrize("layout", ["symmetric", "asymmetric", "gptq", "awq"])
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_integers_of_4_bit_checkpoints_are_kept_where_asked_for(layout: str, group: int) -> None:
+    n, k = 16, 256
+    generator = torch.Generator().manual_seed(7)
+    q = torch.randint(-8, 8, (n, k), generator=generator, dtype=torch.int8)
+    zeros = torch.randint(-8, 8, (n, k // group), generator=generator, dtype=torch.int8)
+    scales = torch.rand(n, k // group, generator=generator)
+    unsigned, order = (q.t() + 8).long(), (0, 2, 4, 6, 1, 3, 5, 7) if layout == "awq" else tuple(range(8))
+    if layout in ("gptq", "awq"):
+        tensors = {"m.scales": scales.t(), "m.qzeros": pack_words((zeros.t() + 8).long(), order)}
+        tensors["m.qweight"] = (
+            pack_words(unsigned, order)
+            if layout == "awq"
+            else pack_words(unsigned.T.contiguous(), order).T.contiguous()
+        )
+    else:
+        tensors = {"m.weight_packed": pack_rows(q, 4), "m.weight_scale": scales}
+        if layout == "asymmetric":
+            tensors["m.weight_zero_point"] = pack_rows(zeros.t().contiguous(), 4).t()
+        else:
+            zeros = torch.zeros_like(zeros)
+    scheme = QuantScheme(layout if layout in ("gptq", "awq") else "compressed-tensors", 4)  # type: ignore[arg-type]
+    dense, kept = (
+        read_linear(
+            "m", scheme, tensors, tensors.__getitem__, shape=(n, k), dtype=torch.float32, grouped=grouped
+        )
+        for grouped in (False, True)
+    )
+    assert isinstance(dense, DenseWeight)
+    assert isinstance(kept, GroupedWeight)
+    assert kept.group_size == min(group, 64)
+    expected = (q.float().reshape(n, -1, group) - zeros[..., None]) * scales[..., None]
+    torch.testing.assert_close(dense.weight, expected.flatten(1))
+    torch.testing.assert_close(dequantised(kept, torch.float32).weight, expected.flatten(1))
+
+
+def test_layers_of_different_blocks_are_joined_value_for_value() -> None:
+    four, eight = (
+        quantize_groups(DenseWeight(random(8, 64)), 4),
+        quantize_groups(DenseWeight(random(4, 64)), 8),
+    )
+    assert four is not None
+    assert eight is not None
+    both = joined([four, eight], None, torch.float32)
+    assert isinstance(both, GroupedWeight)
+    assert both.bits == 8
+    expected = torch.cat([dequantised(w, torch.float32).weight for w in (four, eight)])
+    torch.testing.assert_close(dequantised(both, torch.float32).weight, expected)
 
 
 def test_block_scaled_fp8_is_read_tile_by_tile() -> None:

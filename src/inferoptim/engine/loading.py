@@ -14,7 +14,7 @@ from inferoptim.engine.runner import DecoderLike
 from inferoptim.errors import ConfigError, UnsupportedError
 from inferoptim.models.decoder import Decoder
 from inferoptim.models.hub import ModelFiles, resolve_model
-from inferoptim.models.load import load_decoder, read_spec
+from inferoptim.models.load import load_decoder, read_spec, without_groups
 
 _log = logging.getLogger(__name__)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -115,7 +115,7 @@ def load_draft(
 
 def _compile(decoder: Decoder, config: EngineConfig) -> DecoderLike:
     if config.kernels == "torch":
-        return decoder
+        return without_groups(decoder)
     if decoder.device.type == "cuda":
         from inferoptim.models.cuda import CudaDecoder
 
@@ -126,7 +126,7 @@ def _compile(decoder: Decoder, config: EngineConfig) -> DecoderLike:
             max_model_len=config.max_model_len or decoder.spec.max_position,
         )
     if not config.compiled_step:
-        return decoder
+        return without_groups(decoder)
     from inferoptim.kernels import cpu
     from inferoptim.models.fused import FusedDecoder, unsupported
 
@@ -136,7 +136,7 @@ def _compile(decoder: Decoder, config: EngineConfig) -> DecoderLike:
     if config.kernels == "native":
         raise UnsupportedError(f"kernels=native: {why_not}; use kernels=auto to run on torch operators")
     _announce_fallback(why_not)
-    return decoder
+    return without_groups(decoder)
 
 
 @cache

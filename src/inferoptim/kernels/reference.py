@@ -219,8 +219,12 @@ def dequantize_groups(
 
     Source: ggml's block formats Q4_0 (zero 8, no minimum), Q4_1 (zero 0) and Q8_0 (zero 128 of the unsigned byte).
     """
-    groups = (q_NK.float() - zero).unflatten(-1, (scale_NG.shape[-1], -1)) * scale_NG.float()[..., None]
-    return (groups if minimum_NG is None else groups + minimum_NG.float()[..., None]).flatten(-2)
+    n, groups = scale_NG.shape
+    q_NGk = (q_NK.float() - zero).reshape(n, groups, -1)
+    values = q_NGk * scale_NG.float()[..., None]
+    if minimum_NG is not None:
+        values = values + minimum_NG.float()[..., None]
+    return values.reshape(n, -1)
 
 
 def grouped_linear(
@@ -237,13 +241,13 @@ def grouped_linear(
         x: [T, K]; result [T, N] in its type.
         q_NK: unsigned.
     """
-    groups = scale_NG.shape[-1]
+    n, groups = scale_NG.shape
     xq, x_scale = quantize_activations_int8(x, x.shape[-1] // groups)
-    xq_TGk = xq.unflatten(-1, (groups, -1)).double()
+    xq_TGk = xq.reshape(len(x), groups, -1).double()
     sums_TG = xq_TGk.sum(-1)
-    parts = torch.einsum("tgk,ngk->tgn", xq_TGk, q_NK.unflatten(-1, (groups, -1)).double())
+    parts = torch.einsum("tgk,ngk->tgn", xq_TGk, q_NK.reshape(n, groups, -1).double())
     parts = (parts - zero * sums_TG[..., None]).float() * scale_NG.float().T
     if minimum_NG is not None:
         parts = parts + sums_TG[..., None].float() * minimum_NG.float().T
-    y = (parts * x_scale[..., None]).sum(1)
+    y: torch.Tensor = (parts * x_scale[..., None]).sum(1)
     return (y if bias is None else y + bias.float()).to(x.dtype)

@@ -304,7 +304,7 @@ class CudaDecoder:
                 out=out,
             )  # fmt: skip
             return x_scale, self._fp8_columns[id(weight)]
-        elif weight.dynamic_activations:
+        elif isinstance(weight, Int8Weight) and weight.dynamic_activations:
             assert x_scale is not None
             rows = x.shape[0]
             if rows < _MIN_INT_MM_ROWS:
@@ -312,6 +312,7 @@ class CudaDecoder:
             product = torch._int_mm(x, weight.q.t())
             elementwise.scale_int32(product[:rows], x_scale, weight.scale, out)
         else:
+            assert isinstance(weight, Int8Weight), "groups are refused when a model is loaded for a GPU"
             torch.mm(x, weight.q.to(x.dtype).t(), out=out)
             out.mul_(weight.scale)
         return None

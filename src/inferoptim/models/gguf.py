@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -25,8 +26,10 @@ from safetensors.torch import save_file
 
 from inferoptim.errors import DataError, UnsupportedError
 from inferoptim.models.cache import Progress, disk_full, require_room
+from inferoptim.models.gguf_blocks import wanted, write_blocks
 from inferoptim.models.gguf_metadata import Metadata
 from inferoptim.models.gguf_tokenizer import tokenizer_files
+from inferoptim.models.sources import BLOCKS_NAME
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
@@ -73,7 +76,7 @@ class GGUFSummary:
 def convert_gguf(path: Path, folder: Path, progress: Progress | None = None) -> GGUFSummary:
     """Write `path` as a Hugging Face folder: config, safetensors, tokenizer, generation config.
 
-    Quantised and BF16 files become bfloat16, F16 files float16, F32 files float32.
+    Quantised and BF16 files become bfloat16, F16 files float16, F32 files float32. Of a 4-bit file the blocks are kept, too.
 
     Args:
         path: the GGUF file.
@@ -101,6 +104,7 @@ def convert_gguf(path: Path, folder: Path, progress: Progress | None = None) -> 
         text = json.dumps(content, ensure_ascii=False, indent=None if name == "tokenizer.json" else 2)
         (folder / name).write_text(text + "\n", encoding="utf-8")
     shards = _write_weights(meta, tensors, plan, config, dtype, folder, progress)
+    shards += _write_blocks(meta, tensors, plan, config, folder)
     counts: dict[str, int] = {}
     for tensor in tensors.values():
         counts[tensor.tensor_type.name] = counts.get(tensor.tensor_type.name, 0) + int(tensor.n_elements)
@@ -278,6 +282,29 @@ def _write_weights(
     return [*names, "model.safetensors.index.json"]
 
 
+def _write_blocks(
+    meta: Metadata, tensors: dict[str, Any], plan: dict[str, str], config: dict[str, Any], folder: Path
+) -> list[str]:
+    """The weights of a 4-bit file as it holds them."""
+    kept = wanted({name: tensors[name].tensor_type.name for name in plan})
+    if not kept:
+        return []
+    require_room(folder, sum(int(tensors[name].n_bytes) for name in kept))
+    path = folder / BLOCKS_NAME
+    try:
+        write_blocks(
+            path,
+            {plan[name]: partial(_rows, meta, tensors[name], config) for name in kept},
+            {plan[name]: tensors[name].data.shape for name in kept},
+            {plan[name]: kind for name, kind in kept.items()},
+        )
+    except OSError as error:
+        if error.errno == 28:
+            raise disk_full(folder) from error
+        raise
+    return [path.name]
+
+
 def _shards(sizes: dict[str, int]) -> Iterator[list[str]]:
     shard: list[str] = []
     room = MAX_SHARD_BYTES
@@ -291,11 +318,8 @@ def _shards(sizes: dict[str, int]) -> Iterator[list[str]]:
 
 
 def _tensor(meta: Metadata, tensor: Any, config: dict[str, Any], dtype: torch.dtype) -> torch.Tensor:
-    data = tensor.data
-    if meta.architecture == "llama" and (match := re.search(r"\.attn_([qk])\.weight$", tensor.name)):
-        data = unpermute(data, config["num_attention_heads" if match[1] == "q" else "num_key_value_heads"])
     try:
-        values = dequantize(data, tensor.tensor_type)
+        values = dequantize(_rows(meta, tensor, config), tensor.tensor_type)
     except NotImplementedError as error:
         raise UnsupportedError(
             f"{meta.path}: tensor '{tensor.name}' has type {tensor.tensor_type.name}, which cannot be dequantised"
@@ -308,6 +332,14 @@ def _tensor(meta: Metadata, tensor: Any, config: dict[str, Any], dtype: torch.dt
     if not np.isfinite(values).all():
         raise DataError(f"{meta.path}: tensor '{tensor.name}' contains NaN or infinity: the file is damaged")
     return torch.from_numpy(np.array(values, dtype=np.float32)).to(dtype)
+
+
+def _rows(meta: Metadata, tensor: Any, config: dict[str, Any]) -> Array:
+    """A tensor's rows, values or quantised blocks, in Hugging Face's order."""
+    data: Array = tensor.data
+    if meta.architecture == "llama" and (match := re.search(r"\.attn_([qk])\.weight$", tensor.name)):
+        data = unpermute(data, config["num_attention_heads" if match[1] == "q" else "num_key_value_heads"])
+    return data
 
 
 def unpermute(rows: Array, num_heads: int) -> Array:

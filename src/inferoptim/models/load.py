@@ -17,8 +17,9 @@ from safetensors import safe_open
 
 from inferoptim.errors import DataError, UnsupportedError
 from inferoptim.models.decoder import Decoder, DecoderWeights, LayerWeights
+from inferoptim.models.gguf_blocks import open_blocks
 from inferoptim.models.rotary import inverse_frequencies
-from inferoptim.models.sources import weight_shards
+from inferoptim.models.sources import BLOCKS_NAME, weight_shards
 from inferoptim.models.spec import ModelSpec, spec_from_config, token_ids
 from inferoptim.models.weights import check_finite, check_weights, expected_shapes, weight_shapes
 from inferoptim.quant.checkpoint import (
@@ -31,8 +32,9 @@ from inferoptim.quant.checkpoint import (
     read_linear,
     scheme_from_config,
 )
-from inferoptim.quant.formats import DenseWeight, Fp8Weight, Linear
+from inferoptim.quant.formats import DenseWeight, Fp8Weight, GroupedWeight, Linear
 from inferoptim.quant.fp8 import quantize_linear_fp8
+from inferoptim.quant.groups import quantize_groups
 from inferoptim.quant.int8 import quantize_linear
 
 
@@ -90,8 +92,10 @@ def load_decoder(
 
     Args:
         quantization: 'none', 'int8' (weights and dynamic activations) or 'int8-weight-only': linear layers and the output
-            head are quantised, the embedding keeps `dtype` for its look-ups; 'fp8' (E4M3 weights and dynamic activations):
-            linear layers are quantised, the head keeps `dtype`.
+            head are quantised, the embedding keeps `dtype` for its look-ups; 'int4' (CPU; 4-bit groups and dynamic
+            activations): linear layers and head as the blocks that a GGUF file or a 4-bit checkpoint holds, others rounded to
+            4 bits, the head to 8; 'fp8' (E4M3 weights and dynamic activations): linear layers are quantised, the head keeps
+            `dtype`.
             A checkpoint that is quantised already keeps its linear layers as they are; the setting then applies to the head.
         emulate_fp8: on a device without FP8, compute what one with it would (slow: for judging quality); otherwise such a
             checkpoint is dequantised there.
@@ -103,7 +107,9 @@ def load_decoder(
     """
     if quantization == "fp8" and not emulate_fp8:
         check_fp8(device)
-    elif quantization not in ("none", "int8", "int8-weight-only", "fp8"):
+    elif quantization not in ("none", "int8", "int8-weight-only", "int4", "fp8") or (
+        quantization == "int4" and device.type != "cpu"
+    ):
         raise UnsupportedError(f"quantization={quantization} is not available on {device.type}")
     spec = read_spec(folder)
     scheme, shapes = read_scheme(folder), weight_shapes(folder)
@@ -112,29 +118,44 @@ def load_decoder(
         windows = spec.sliding_windows[:max_layers]
         spec = replace(spec, num_layers=max_layers, sliding_windows=windows)
 
-    def convert(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
+    def convert(weight: torch.Tensor, bias: torch.Tensor | None = None, bits: int | None = None) -> Linear:
         dense = DenseWeight(weight, bias)
         if quantization == "none":
             return dense
         if quantization == "fp8":
             return quantize_linear_fp8(dense)
+        if quantization == "int4":
+            # beside blocks of 4 bits stand those that the file's author wanted finer
+            return quantize_groups(dense, bits or (8 if has_blocks else 4)) or dense
         return quantize_linear(dense, dynamic_activations=quantization == "int8")
 
+    has_blocks = (folder / BLOCKS_NAME).is_file()
     with ExitStack() as stack:
         if device.type == "cpu":
             stack.enter_context(_one_thread())
         stored = _reader(folder, stack)
+        blocks = open_blocks(folder, stack)
 
         def get(name: str) -> torch.Tensor:
             # a copy: the memory map goes with the file, and an unquantised weight must not keep it alive
             return stored(name).to(device=device, dtype=dtype, copy=True)
 
         def quantised(module: str) -> Linear | None:
-            """The layer as the checkpoint quantised it; None where it holds it dense."""
+            """The layer as the checkpoint, or the GGUF file that it comes from, quantised it; None where it is dense."""
+            if quantization == "int4" and (of_file := blocks(f"{module}.weight")) is not None:
+                return of_file
             if scheme is None or not is_quantised(module, shapes):
                 return None
             shape = expected_shapes_of[f"{module}.weight"]
-            linear = read_linear(module, scheme, shapes, stored, shape=(shape[0], shape[1]), dtype=dtype)
+            linear = read_linear(
+                module,
+                scheme,
+                shapes,
+                stored,
+                shape=(shape[0], shape[1]),
+                dtype=dtype,
+                grouped=quantization == "int4",
+            )
             if isinstance(linear, Fp8Weight) and not emulate_fp8 and not has_fp8(device):
                 linear = dequantised(linear, dtype)
             return moved(linear, device)
@@ -142,8 +163,11 @@ def load_decoder(
         expected_shapes_of = expected_shapes(spec)
         layers = tuple(_layer(spec, index, get, quantised, convert) for index in range(spec.num_layers))
         embedding = get("model.embed_tokens.weight")
-        output = embedding if spec.tied_embeddings else get("lm_head.weight")
-        head = DenseWeight(output) if quantization == "fp8" else convert(output)
+        output = "model.embed_tokens" if spec.tied_embeddings else "lm_head"
+        head = quantised(output)
+        if head is None:
+            dense = embedding if spec.tied_embeddings else get(f"{output}.weight")
+            head = DenseWeight(dense) if quantization == "fp8" else convert(dense, bits=8)
         weights = DecoderWeights(
             embedding=embedding,
             layers=layers,
@@ -152,6 +176,27 @@ def load_decoder(
             inv_freq=inverse_frequencies(spec, device),
         )
     return Decoder(spec, weights, device=device, dtype=dtype)
+
+
+def without_groups(decoder: Decoder) -> Decoder:
+    """For torch's operators, which have no kernels for weights in groups: the same values, dense once and for all."""
+
+    def dense(weight: Linear) -> Linear:
+        return dequantised(weight, decoder.dtype) if isinstance(weight, GroupedWeight) else weight
+
+    weights = decoder.weights
+    layers = tuple(
+        replace(
+            layer,
+            qkv=dense(layer.qkv),
+            o=dense(layer.o),
+            gate_up=dense(layer.gate_up),
+            down=dense(layer.down),
+        )
+        for layer in weights.layers
+    )
+    weights = replace(weights, layers=layers, head=dense(weights.head))
+    return Decoder(decoder.spec, weights, device=decoder.device, dtype=decoder.dtype)
 
 
 def has_fp8(device: torch.device) -> bool:
@@ -218,8 +263,10 @@ def _layer(
         parts = [quantised(prefix + name) for name in names]
         if all(part is None for part in parts):
             return convert(torch.cat([get(f"{prefix}{name}.weight") for name in names]), bias)
+        # beside 4-bit neighbours a dense layer is put into groups, beside others they are dequantised
+        beside = convert if any(isinstance(part, GroupedWeight) for part in parts) else DenseWeight
         present = [
-            DenseWeight(get(f"{prefix}{name}.weight")) if part is None else part
+            beside(get(f"{prefix}{name}.weight"), None) if part is None else part
             for name, part in zip(names, parts, strict=True)
         ]
         return joined(present, bias, get(f"{prefix}input_layernorm.weight").dtype)

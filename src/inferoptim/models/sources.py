@@ -25,6 +25,7 @@ from inferoptim.errors import DataError, UnsupportedError
 from inferoptim.models.cache import Progress, disk_full, require_room, sha256_file
 
 PROBE_TIMEOUT_S = 3.0  # what an unreachable Hub may cost, name resolution included
+BLOCKS_NAME = "gguf-blocks.safetensors"  # what a GGUF file held, beside the dense weights made of it
 ARTEFACT_NAME = "artefact.json"  # the proof that `inferoptim build` writes beside a model
 _SETTINGS = (
     "config.json",
@@ -34,6 +35,7 @@ _SETTINGS = (
     "special_tokens_map.json",
     "chat_template.jinja",
     "hf_quant_config.json",
+    BLOCKS_NAME,
     ARTEFACT_NAME,
 )
 _INDEX = "model.safetensors.index.json"

@@ -1,8 +1,8 @@
 """Quantised checkpoints of other tools: which method wrote them, and their linear layers as this engine holds them.
 
 Read: compressed-tensors (int8, fp8 and packed 4- or 8-bit), ModelOpt FP8, Hugging Face block ``fp8``, GPTQ, AWQ. What the
-engine computes with keeps its integers (`Int8Weight`, `Fp8Weight`); every other layout is dequantised to the model's
-type, exactly as its own definition says. Static input scales are not used: inputs are scaled per token here.
+engine computes with keeps its integers (`Int8Weight`, `Fp8Weight` and, where asked for, `GroupedWeight`); every other layout is
+dequantised to the model's type, exactly as its own definition says. Static input scales are not used: inputs are scaled per token here.
 
 A module is known as quantised by the tensors that it has, so layers left in high precision need no list.
 
@@ -18,7 +18,8 @@ from typing import Any, Literal
 import torch
 
 from inferoptim.errors import DataError, UnsupportedError
-from inferoptim.quant.formats import DenseWeight, Fp8Weight, Int8Weight, Linear
+from inferoptim.quant import groups
+from inferoptim.quant.formats import DenseWeight, Fp8Weight, GroupedWeight, Int8Weight, Linear
 from inferoptim.quant.packing import unpack_columns, unpack_rows, unpack_words
 
 Method = Literal["compressed-tensors", "modelopt", "fp8", "gptq", "awq"]
@@ -162,6 +163,7 @@ def read_linear(
     *,
     shape: tuple[int, int],
     dtype: torch.dtype,
+    grouped: bool = False,
 ) -> Linear:
     """One quantised linear layer, without its bias.
 
@@ -170,6 +172,7 @@ def read_linear(
         names: the stored tensors' names.
         shape: (N, K) that the model's config implies.
         dtype: of what must be dequantised.
+        grouped: keep 4-bit integers (and 8-bit ones in groups) instead of dequantising them.
 
     Raises:
         DataError: tensors of the module are missing or misshapen.
@@ -185,9 +188,9 @@ def read_linear(
 
     try:
         if f"{module}.weight_packed" in names:
-            linear = _packed(part, optional, shape, dtype)
+            linear = _packed(part, optional, shape, dtype, grouped)
         elif f"{module}.qweight" in names:
-            linear = _gptq_or_awq(scheme, part, optional, dtype)
+            linear = _gptq_or_awq(scheme, part, optional, dtype, grouped)
         elif f"{module}.weight_scale_inv" in names:
             linear = DenseWeight(_blocks(part("weight"), part("weight_scale_inv")).to(dtype))
         else:
@@ -223,6 +226,7 @@ def _packed(
     optional: Callable[[str], torch.Tensor | None],
     shape: tuple[int, int],
     dtype: torch.dtype,
+    grouped: bool,
 ) -> Linear:
     packed, scale, zero = part("weight_packed"), part("weight_scale").float(), optional("weight_zero_point")
     k = shape[1]
@@ -230,17 +234,26 @@ def _packed(
     q = unpack_rows(packed, bits, k)
     if bits == 8 and zero is None and scale.shape[1] == 1:
         return Int8Weight(q.contiguous(), scale.flatten().contiguous(), None, False)
-    groups = q.float().reshape(len(q), scale.shape[1], -1)
-    if zero is not None:  # packed along the output channels
-        groups = groups - unpack_rows(zero.t().contiguous(), bits, q.shape[0]).t().float()[..., None]
     group_of = optional("weight_g_idx")
     if group_of is not None and bool((group_of >= 0).all()):
         return DenseWeight((q.float() * scale[:, group_of.long()]).to(dtype))
-    return DenseWeight((groups * scale[..., None]).flatten(1).to(dtype))
+    zeros = None  # packed along the output channels
+    if zero is not None:
+        zeros = unpack_rows(zero.t().contiguous(), bits, q.shape[0]).t().float()
+    if grouped and (kept := groups.from_integers(q, scale, zeros, bits)) is not None:
+        return kept
+    values = q.float().reshape(len(q), scale.shape[1], -1)
+    if zeros is not None:
+        values = values - zeros[..., None]
+    return DenseWeight((values * scale[..., None]).flatten(1).to(dtype))
 
 
 def _gptq_or_awq(
-    scheme: QuantScheme, part: GetTensor, optional: Callable[[str], torch.Tensor | None], dtype: torch.dtype
+    scheme: QuantScheme,
+    part: GetTensor,
+    optional: Callable[[str], torch.Tensor | None],
+    dtype: torch.dtype,
+    grouped: bool,
 ) -> Linear:
     awq = scheme.method == "awq"
     qweight, scale_GN = part("qweight"), part("scales").float()
@@ -250,6 +263,12 @@ def _gptq_or_awq(
     if group_of is None:
         group_of = torch.arange(q_KN.shape[0]) // (q_KN.shape[0] // scale_GN.shape[0])
     group_of = group_of.long()
+    in_order = torch.arange(q_KN.shape[0]) // (q_KN.shape[0] // scale_GN.shape[0])
+    if grouped and torch.equal(group_of, in_order):
+        middle = 1 << (scheme.bits - 1)
+        signed = ((q_KN - middle).t(), scale_GN.t(), (zero_GN - middle).t())
+        if (kept := groups.from_integers(*signed, scheme.bits)) is not None:
+            return kept
     return DenseWeight(((q_KN - zero_GN[group_of]).float() * scale_GN[group_of]).t().contiguous().to(dtype))
 
 
@@ -267,6 +286,8 @@ def dequantised(linear: Linear, dtype: torch.dtype) -> DenseWeight:
     """The same layer as a dense one."""
     if isinstance(linear, DenseWeight):
         return linear
+    if isinstance(linear, GroupedWeight):
+        return groups.dequantize(linear, dtype)
     return DenseWeight((linear.q.float() * linear.scale[:, None]).to(dtype), linear.bias)
 
 
@@ -280,6 +301,10 @@ def joined(parts: list[Linear], bias: torch.Tensor | None, dtype: torch.dtype) -
     if all(isinstance(p, Fp8Weight) for p in parts):
         eights = [p for p in parts if isinstance(p, Fp8Weight)]
         return Fp8Weight(torch.cat([p.q for p in eights]), torch.cat([p.scale for p in eights]), bias)
+    if all(isinstance(p, GroupedWeight) for p in parts):
+        together = groups.join([p for p in parts if isinstance(p, GroupedWeight)], bias)
+        if together is not None:
+            return together
     return DenseWeight(torch.cat([dequantised(p, dtype).weight for p in parts]), bias)
 
 
@@ -291,4 +316,7 @@ def moved(linear: Linear, device: torch.device) -> Linear:
 
     if isinstance(linear, DenseWeight):
         return DenseWeight(own(linear.weight), linear.bias)
+    if isinstance(linear, GroupedWeight):
+        minimum = None if linear.minimum is None else own(linear.minimum)
+        return replace(linear, q=own(linear.q), scale=own(linear.scale), minimum=minimum)
     return replace(linear, q=own(linear.q), scale=own(linear.scale))

@@ -73,7 +73,7 @@ def quantize_groups(weight: DenseWeight, bits: int) -> GroupedWeight | None:
     step = max(1, _ELEMENTS // k)  # some rows at a time: float32 copies that stay in the cache
     for row in range(0, n, step):
         rows = slice(row, row + step)
-        groups = dense[rows].float().unflatten(-1, (-1, GROUP))
+        groups = dense[rows].float().reshape(-1, k // GROUP, GROUP)
         if minimum is not None:
             low, high = groups.aminmax(dim=-1)
             minimum[rows], scale[rows] = low, (high - low) / 15
@@ -128,25 +128,21 @@ def dequantize(weight: GroupedWeight, dtype: torch.dtype) -> DenseWeight:
 
 
 def join(parts: list[GroupedWeight], bias: torch.Tensor | None) -> GroupedWeight | None:
-    """Layers that read the same input as one, their outputs back to back; None where their groups differ."""
+    """Layers that read the same input as one, their outputs back to back, each element with the most bits of any.
+
+    Returns:
+        None where their groups differ in size.
+    """
     first = parts[0]
-    if len({(p.bits, p.group_size) for p in parts}) > 1:
+    if len({p.group_size for p in parts}) > 1:
         return None
-    alike = len({(p.zero, p.minimum is None, p.scale.dtype) for p in parts}) == 1
-    q = torch.cat([p.q for p in parts])
-    if alike:
+    q, bits = torch.cat([p.q for p in parts]), max(p.bits for p in parts)
+    if len({(p.zero, p.minimum is None, p.scale.dtype) for p in parts}) == 1:
         minima = [p.minimum for p in parts if p.minimum is not None]
-        return GroupedWeight(
-            q,
-            torch.cat([p.scale for p in parts]),
-            torch.cat(minima) if minima else None,
-            first.zero,
-            first.bits,
-            bias,
-        )
-    scale = torch.cat([p.scale.float() for p in parts])
+        scale = torch.cat([p.scale for p in parts])
+        return GroupedWeight(q, scale, torch.cat(minima) if minima else None, first.zero, bits, bias)
     lows = []
     for p in parts:
-        zero = -p.zero * p.scale.float()
-        lows.append(zero if p.minimum is None else zero + p.minimum.float())
-    return GroupedWeight(q, scale, torch.cat(lows), 0, first.bits, bias)
+        low = -p.zero * p.scale.float()
+        lows.append(low if p.minimum is None else low + p.minimum.float())
+    return GroupedWeight(q, torch.cat([p.scale.float() for p in parts]), torch.cat(lows), 0, bits, bias)
