@@ -34,7 +34,8 @@ def test_the_ladder_adds_one_lever_at_a_time_on_top_of_the_one_before() -> None:
         assert rung.levers == (*below.levers, rung.added_lever)
         different = {k for k, v in rung.settings.items() if below.settings.get(k) != v}
         assert rung.added_lever is not None
-        assert different <= set(BY_NAME[rung.added_lever].off) | {"draft_model"}
+        lever = BY_NAME[rung.added_lever]
+        assert different <= set(lever.off) | set(lever.on_cpu or {}) | {"draft_model"}
     assert len(found) >= 7
     assert [r.config_id for r in found if r.is_baseline] == ["transformers-static"]
 
@@ -73,7 +74,7 @@ def test_a_lossy_lever_that_fails_is_left_out_of_the_rungs_above_it() -> None:
     after = without_lever(ladder, failed, plan, CPU, BASE)
     assert [r.config_id for r in after] == [r.config_id for r in ladder]
     above = after[after.index(failed) + 1 :]
-    assert all("quantization" not in r.levers and r.settings["quantization"] == "none" for r in above)
+    assert all("quantization" not in r.levers and r.settings["quantization"] != "int8" for r in above)
     assert above[0].previous == failed.previous
     assert above[1].previous == above[0].config_id
     assert next(r for r in after if r.config_id == failed.config_id).levers == failed.levers
@@ -92,9 +93,28 @@ def test_what_needs_the_failed_lever_goes_with_it() -> None:
     assert not {"paged_kv", "prefix_caching"} & set(next_one.levers)
 
 
+def test_4_bit_weights_stand_beyond_int8() -> None:
+    ladder = rungs()
+    assert [
+        r.settings["quantization"] for r in ladder if r.added_lever in ("quantization", "four_bit_weights")
+    ] == [
+        "int8",
+        "int4",
+    ]
+    failed = next(r for r in ladder if r.added_lever == "four_bit_weights")
+    after = without_lever(ladder, failed, make_plan({"model": "m"}), CPU, BASE)
+    assert {r.settings["quantization"] for r in after[after.index(failed) + 1 :]} == {"int8"}
+    left = rungs(design="leave-one-out")
+    assert "four_bit_weights" not in next(r for r in left if r.config_id == "without-quantization").levers
+    assert BY_NAME["four_bit_weights"].settings(Machine("cuda", (9, 0), 1)) == "four_bit_weights needs a CPU"
+
+
 def test_int8_activations_only_where_they_are_scaled_in_groups() -> None:
     def quantised(**fields: Any) -> set[str]:
-        return {r.settings["quantization"] for r in rungs(**fields) if "quantization" in r.levers}
+        found = (
+            r for r in rungs(**fields) if "quantization" in r.levers and "four_bit_weights" not in r.levers
+        )
+        return {r.settings["quantization"] for r in found}
 
     assert quantised() == {"int8"}
     assert quantised(levers=["quantization"]) == {"int8-weight-only"}

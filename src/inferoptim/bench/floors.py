@@ -60,8 +60,9 @@ class Floor:
 
 
 def element_bytes(dtype: str) -> float:
-    """Bytes of one number of a type by its torch name, or of a quantised format."""
-    return {"float32": 4.0, "int8": 1.0, "int8-weight-only": 1.0, "fp8": 1.0}.get(dtype, 2.0)
+    """Bytes of one number of a type by its torch name, or of a quantised format (int4: with a 16-bit scale for 32)."""
+    known = {"float32": 4.0, "int8": 1.0, "int8-weight-only": 1.0, "int4": 4.5 / 8, "fp8": 1.0}
+    return known.get(dtype, 2.0)
 
 
 def formats(config: ConfigurationRecord) -> tuple[str, str, str]:
@@ -69,7 +70,9 @@ def formats(config: ConfigurationRecord) -> tuple[str, str, str]:
     dtype = str(config.settings.get("dtype", "bfloat16"))
     weights = str(config.settings.get("quantization", "none"))
     kv = str(config.settings.get("kv_quantization", "none"))
-    arithmetic = dtype if weights in ("none", "int8-weight-only") else weights
+    arithmetic = (
+        dtype if weights in ("none", "int8-weight-only") else "int8" if weights == "int4" else weights
+    )
     return (dtype if weights == "none" else weights, dtype if kv == "none" else kv, arithmetic)
 
 

@@ -52,6 +52,7 @@ class Lever:
     on_cpu: Mapping[str, Any] | None
     on_cuda: Mapping[str, Any] | None
     needs: tuple[str, ...] = ()  # levers that must be on too
+    beyond: str = ""  # lever whose setting it replaces when both are on
 
     def settings(self, machine: Machine) -> Mapping[str, Any] | str:
         on = self.on_cpu if machine.device == "cpu" else self.on_cuda
@@ -59,6 +60,11 @@ class Lever:
             return f"{self.name} needs {'an NVIDIA GPU' if machine.device == 'cpu' else 'a CPU'}"
         if self.name == "compiled_step" and machine.device == "cpu" and not machine.native_step:
             return machine.native_step_reason or "the native step cannot be built here"
+        if self.name == "four_bit_weights" and not machine.native_step:
+            return (
+                machine.native_step_reason
+                or "4-bit weights are read by the native step, which cannot be built here"
+            )
         if self.name == "tensor_parallel" and machine.num_gpus < 2:
             return "tensor_parallel needs two GPUs"
         if "fp8" in on.values() and (machine.compute_capability or (0, 0)) < (8, 9):
@@ -74,6 +80,9 @@ LEVERS: tuple[Lever, ...] = (
     Lever(
         "quantization", "quantised weights", "4.1", False, {"quantization": "none"},
         {"quantization": "int8"}, {"quantization": "fp8"},
+    ),
+    Lever(
+        "four_bit_weights", "4-bit weights", "4.1", False, {}, {"quantization": "int4"}, None, beyond="quantization",
     ),
     Lever(
         "in_flight_batching", "in-flight batching", "4.2", True, {"in_flight_batching": False},
@@ -320,7 +329,7 @@ def _leave_one_out(
         ),
     ]  # fmt: skip
     for lever in chosen:
-        gone = {lever.name, *(other.name for other in chosen if lever.name in other.needs)}
+        gone = {lever.name, *(o.name for o in chosen if lever.name in o.needs or lever.name == o.beyond)}
         levers = tuple(name for name in everything if name not in gone)
         label = "all but " + " and ".join(BY_NAME[n].title for n in everything if n in gone)
         rungs.append(

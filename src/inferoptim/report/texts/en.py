@@ -223,6 +223,7 @@ TEXTS: dict[str, str] = {
     "method.shapley": "Shapley",
     # levers
     "lever.quantization": "quantised weights",
+    "lever.four_bit_weights": "4-bit weights",
     "lever.kv_quantization": "quantised KV-cache",
     "lever.compiled_step": "compiled step",
     "lever.cuda_graphs": "CUDA graphs",

@@ -236,6 +236,7 @@ _PLAIN: dict[str, str] = {
     "method.shapley": "Shapley",
     # levers
     "lever.quantization": "poids quantifiés",
+    "lever.four_bit_weights": "poids en 4 bits",
     "lever.kv_quantization": "KV-cache quantifié",
     "lever.compiled_step": "pas compilé",
     "lever.cuda_graphs": "graphes CUDA",
