@@ -37,17 +37,26 @@ def comparison(kl: float, agreements: int = 97, nll: float = 300.0) -> Compariso
     return Comparison(positions=100, reference_nll=300.0, nll=nll, kl=kl * 100, agreements=agreements)
 
 
-def test_a_lossy_lever_passes_within_all_three_thresholds_and_fails_beyond_any() -> None:
+def test_a_lossy_lever_passes_within_all_thresholds_and_fails_beyond_any() -> None:
     good = [comparison(0.01), comparison(0.012), comparison(0.011)]
-    record = distribution_record("c", {"en": good, "fr": good}, PLAN)
+    stated = QualityPlan(min_top1_agreement=0.9)
+    record = distribution_record("c", {"en": good, "fr": good}, stated)
     assert record.passed
     assert record.values["kl_nats"].value == pytest.approx(0.011)
     assert record.values["top1_agreement"].value == pytest.approx(0.97)
     assert set(record.by_language) == {"en", "fr"}
     for bad in (comparison(0.2), comparison(0.01, agreements=70), comparison(0.01, nll=310.0)):
-        failed = distribution_record("c", {"en": [bad, bad], "fr": [bad, bad]}, PLAN)
+        failed = distribution_record("c", {"en": [bad, bad], "fr": [bad, bad]}, stated)
         assert not failed.passed
         assert "threshold" in failed.detail
+
+
+def test_top1_agreement_is_reported_and_judged_only_where_a_threshold_is_stated() -> None:
+    flat = [comparison(0.01, agreements=85), comparison(0.012, agreements=85)]  # a model of many near-ties
+    record = distribution_record("c", {"en": flat}, PLAN)
+    assert record.passed
+    assert record.values["top1_agreement"].value == pytest.approx(0.85)
+    assert "top1_agreement" not in record.threshold
 
 
 def test_perplexity_ratio_is_of_the_means_and_intervals_resample_texts() -> None:

@@ -156,7 +156,7 @@ def test_sentences_lose_nothing() -> None:
 @pytest.mark.parametrize(
     ("name", "fields", "what"),
     [
-        ("nonsense", {"num_requests": 1}, "neither guide, chat, summarise, synthetic nor a file"),
+        ("nonsense", {"num_requests": 1}, "neither guide, chat, chat-short, summarise, synthetic nor a file"),
         ("guide", {}, "say how many"),
         ("guide", {"num_requests": 0}, "at least 1"),
         ("chat", {"num_requests": 1, "input_tokens": 5}, "mixed lengths"),

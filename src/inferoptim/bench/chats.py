@@ -6,6 +6,7 @@ Both go through the model's own chat template. A base model has none; it gets th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,8 +14,21 @@ from inferoptim.bench import corpus
 from inferoptim.bench.traffic import TokenizerLike, WorkloadRequest
 from inferoptim.errors import ConfigError
 
-CHAT_OUTPUT_TOKENS = (16, 256)  # drawn evenly in log, so that the median is 64
-PREVIOUS_TURNS = (0, 0, 0, 0, 1, 1, 1, 2, 2, 3)  # turns already exchanged, drawn evenly from this
+
+@dataclass(frozen=True, slots=True)
+class ChatShape:
+    """How long the conversations of a workload are."""
+
+    output_tokens: tuple[int, int]  # shortest and longest answer; drawn evenly in log
+    previous_turns: tuple[int, ...]  # turns already exchanged, drawn evenly from this
+    system_sentences: int | None = None  # of the shared system prompt; None: all
+    tries: int = 1  # draws before a turn is added, to find a conversation that is new
+
+
+SHAPES = {
+    "chat": ChatShape((16, 256), (0, 0, 0, 0, 1, 1, 1, 2, 2, 3)),
+    "chat-short": ChatShape((4, 64), (0,), system_sentences=3, tries=100),
+}
 NO_TEMPLATE = "the model has no chat template: its prompts were written with plain role names"
 
 SYSTEM: dict[corpus.Language, str] = {
@@ -50,24 +64,30 @@ Messages = list[dict[str, str]]
 
 
 def chat(
-    tokenizer: TokenizerLike, count: int, rng: np.random.Generator, output_tokens: int | None
+    tokenizer: TokenizerLike,
+    count: int,
+    rng: np.random.Generator,
+    output_tokens: int | None,
+    shape: ChatShape,
 ) -> tuple[list[WorkloadRequest], tuple[str, ...]]:
-    """Conversations in English and French in turn: one shared system prompt a language, 0 to 3 turns before the question.
+    """Conversations in English and French in turn: one shared system prompt a language, then turns before the question.
 
-    Output lengths are spread evenly over the range and dealt in random order, so that their total does not depend on
-    the seed. No conversation comes twice.
+    Output lengths are spread evenly over the shape's range and dealt in random order, so that their total does not
+    depend on the seed; `output_tokens` makes them all equal. No conversation comes twice.
     """
-    low, high = CHAT_OUTPUT_TOKENS
+    low, high = shape.output_tokens
     spread = [round(low * (high / low) ** ((i + 0.5) / count)) for i in range(count)]
     lengths = [output_tokens] * count if output_tokens is not None else rng.permutation(spread).tolist()
     seen: set[str] = set()
     requests = []
     for number, length in enumerate(lengths):
         language = corpus.LANGUAGES[number % len(corpus.LANGUAGES)]
-        turns, attempts = int(rng.choice(PREVIOUS_TURNS)), 0
-        while (key := str(messages := _conversation(language, turns, rng))) in seen:
+        turns, attempts = int(rng.choice(shape.previous_turns)), 0
+        system = _system(language, shape)
+        while (key := str(messages := _conversation(language, system, turns, rng))) in seen:
             attempts += 1
-            turns = min(turns + 1, 3)  # the questions alone are soon used up
+            if attempts % shape.tries == 0:  # the questions alone are soon used up
+                turns = min(turns + 1, 3)
             if attempts > 1000:
                 raise ConfigError(
                     f"workload chat: {count} requests are more than the shipped texts can make different"
@@ -129,11 +149,15 @@ def summarise(
     return requests, () if tokenizer.has_chat_template else (NO_TEMPLATE,)
 
 
-def _conversation(language: corpus.Language, turns: int, rng: np.random.Generator) -> Messages:
+def _system(language: corpus.Language, shape: ChatShape) -> str:
+    return "".join(corpus.sentences(SYSTEM[language])[: shape.system_sentences]).strip()
+
+
+def _conversation(language: corpus.Language, system: str, turns: int, rng: np.random.Generator) -> Messages:
     questions, prose = corpus.questions(language), corpus.paragraphs(language)
     asked = rng.choice(len(questions), turns + 1, replace=False)
     answers = rng.choice(len(prose), turns, replace=False)
-    messages = [{"role": "system", "content": SYSTEM[language]}]
+    messages = [{"role": "system", "content": system}]
     for question, answer in zip(asked, answers, strict=False):  # the last question has no answer yet
         messages += [
             {"role": "user", "content": questions[question]},

@@ -97,13 +97,14 @@ def resolve(plan: BenchPlan, files: ModelFiles) -> Inputs:
     rows = max(case.concurrency for case in cases)
     block = int(plan.engine.get("block_size", 16))
     element = 4 if plan.engine.get("dtype") == "float32" or spec.torch_dtype == "float32" else 2
-    slots_bytes = rows * -(-length // block) * block * spec.kv_bytes_per_token(element)
+    slot_bytes = -(-length // block) * block * spec.kv_bytes_per_token(element)
     base = {
         "model": plan.model,
         "num_threads": plan.num_threads,
         "max_model_len": length,
         "max_num_seqs": rows,
-        "kv_budget_bytes": plan.kv_budget_bytes or int(slots_bytes),
+        "kv_budget_bytes": plan.kv_budget_bytes
+        or int(slot_bytes * max(1, round(rows * plan.kv_budget_share))),
     }
     texts = {str(k): v for k, v in scored_texts(tokenizer, plan.quality, spec.max_position).items()}
     return Inputs(plan, files, spec, tokenizer, cases, texts if plan.quality.enabled else {}, base)

@@ -125,8 +125,9 @@ def distribution_record(
     limits = {
         "perplexity_ratio": 1 + plan.max_perplexity_increase,
         "kl_nats": plan.max_kl_nats,
-        "top1_agreement": plan.min_top1_agreement,
     }
+    if plan.min_top1_agreement is not None:
+        limits["top1_agreement"] = plan.min_top1_agreement
     broken, unsure = [], []
     for name, limit in limits.items():
         value = values[name]

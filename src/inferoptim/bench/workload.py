@@ -20,7 +20,7 @@ from inferoptim.errors import ConfigError
 
 __all__ = ["NAMES", "Workload", "WorkloadRequest", "build"]
 
-NAMES = ("guide", "chat", "summarise", "synthetic")
+NAMES = ("guide", "chat", "chat-short", "summarise", "synthetic")
 GUIDE_TOKENS = (100, 200)  # prompt, new: the guide's section 5.2
 SUMMARISE_TOKENS = (600, 128)
 PROMPTS_OUTPUT_TOKENS = 128
@@ -41,13 +41,14 @@ def build(
     """Make the requests of a run.
 
     Args:
-        name_or_path: guide, chat, summarise, synthetic (with both lengths, or written synthetic:IN/OUT), or a file
-            of prompts.
+        name_or_path: guide, chat, chat-short, summarise, synthetic (with both lengths, or written synthetic:IN/OUT), or a
+            file of prompts.
         tokenizer: of the model under test.
         num_requests: how many; None = all of a file (needed for the rest). More than a file holds: it is repeated.
         seed: decides every draw.
         input_tokens: prompt length. Exact for guide and synthetic, the most for summarise; refused for chat and files.
-        output_tokens: new tokens of every request; defaults: 200 guide, 128 summarise and files, 16…256 drawn for chat.
+        output_tokens: new tokens of every request; defaults: 200 guide, 128 summarise and files, 16…256 drawn for chat,
+            4…64 for chat-short.
         max_model_len: context of the model; longer requests are refused.
 
     Raises:
@@ -76,12 +77,12 @@ def build(
                 input_tokens or GUIDE_TOKENS[0],
                 output_tokens or GUIDE_TOKENS[1],
             )
-        elif name == "chat":
+        elif name in chats.SHAPES:
             if input_tokens is not None:
                 raise ConfigError(
-                    "workload chat: its prompts have mixed lengths; input_tokens does not apply"
+                    f"workload {name}: its prompts have mixed lengths; input_tokens does not apply"
                 )
-            requests, notes = chats.chat(tokenizer, num_requests, rng, output_tokens)
+            requests, notes = chats.chat(tokenizer, num_requests, rng, output_tokens, chats.SHAPES[name])
         elif name == "summarise":
             requests, notes = chats.summarise(
                 tokenizer,

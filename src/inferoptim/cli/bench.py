@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from inferoptim.bench.plan import BenchPlan
     from inferoptim.records.schema import Summary
 
-TAKES_LENGTH = ("guide", "chat", "summarise", "prompts")
+TAKES_LENGTH = ("guide", "chat", "chat-short", "summarise", "prompts")
 WHAT = "What to measure"
 HOW = "How long"
 WHERE = "Where it goes"
@@ -41,7 +41,7 @@ def bench(
         list[str] | None,
         typer.Option(
             "--workload",
-            help="guide, chat, summarise, synthetic:IN/OUT, rag or a workload file; repeat for several.",
+            help="guide, chat, chat-short, summarise, synthetic:IN/OUT, rag or a workload file; repeat for several.",
             rich_help_panel=WHAT,
         ),
     ] = None,
@@ -293,12 +293,18 @@ def _plan(
                 "--workload, --prompts, --concurrency and --output-tokens go into the plan's workloads"
             )
         template: dict[str, Any] = dict(base.get("workloads", [{}])[0])
-        template.pop("name", None)
+        for stated in ("name", "concurrency"):
+            template.pop(stated, None)
         if concurrency is not None:
             template["concurrency"] = _numbers("--concurrency", concurrency)
         if output_tokens is not None:
             template["output_tokens"] = output_tokens
         names: list[dict[str, Any]] = [_workload(name, template) for name in workload or ()]
+        if output_tokens is None:  # short already, and its lengths are meant to differ
+            names = [
+                {k: v for k, v in w.items() if k != "output_tokens"} if w["name"] == "chat-short" else w
+                for w in names
+            ]
         if prompts is not None:
             names.append({**template, "name": "prompts", "file": str(prompts)})
         given["workloads"] = names or [{**template, "name": "guide"}]
@@ -314,6 +320,8 @@ def _workload(name: str, template: dict[str, Any]) -> dict[str, Any]:
     from inferoptim.bench.plan import WORKLOADS
 
     fields = dict(template)
+    if name != "guide":
+        fields.pop("prompt_tokens", None)
     if name in WORKLOADS:
         return {**fields, "name": name}
     fields.pop("output_tokens", None)

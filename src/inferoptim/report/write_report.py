@@ -21,6 +21,7 @@ from inferoptim.report.markdown import code_block, escape_markdown
 from inferoptim.report.money_tables import money_content
 from inferoptim.report.sections import environment_rows, protocol_rows
 from inferoptim.report.verdict import computed_warnings, verdict
+from inferoptim.report.waits import kv_note, waiting_table
 
 _TEMPLATES = ("report.html.j2", "report.md.j2")
 
@@ -80,6 +81,8 @@ def _content(facts: Facts, language: Language) -> dict[str, Any]:
         "verdict": verdict(facts, language),
         "headline": tables.headline(facts, language),
         "effects": tables.effects(facts, language),
+        "kv_note": kv_note(facts, language),
+        "waits": _present(waiting_table(facts, c, language) for c in facts.cases),
         "is_ladder": facts.run.folder.plan.get("design") == "ladder",
         "ladders": [tables.ladder(facts, c, language) for c in facts.cases],
         "failed_only": tables.unmeasured(facts, language) if not facts.cases else None,

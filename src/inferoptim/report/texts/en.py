@@ -69,7 +69,11 @@ TEXTS: dict[str, str] = {
     "verdict.losses": "What slowed it down: {names}.",
     "verdict.needed": "Slower without: {names}.",
     "verdict.spared": "Faster without: {names}.",
-    "verdict.unclear": "No effect could be told from these runs: {names}.",
+    "verdict.unclear": "No effect on the rate could be told from these runs: {names}.",
+    "verdict.waits_gain": "What shortened the wait: {names}.",
+    "verdict.waits_loss": "What lengthened the wait: {names}.",
+    "verdict.ttft_s": "first token {before} → {after} at {case}",
+    "verdict.itl_s": "P99 gap between tokens {before} → {after} at {case}",
     "verdict.failed": "Without figures: {names}.",
     "verdict.ratio_at": "{ratio} at {case}",
     # next steps
@@ -92,6 +96,11 @@ TEXTS: dict[str, str] = {
     "warning.failed": "{name}: {status}. {reason}",
     # captions and notes
     "caption.headline": "Baseline and fastest valid configuration, by workload",
+    "caption.waits": "{case}: waiting and memory (↓ shorter, ↑ longer than on the rung below)",
+    "note.waits_kv": (
+        "Memory for the KV-cache, the same in every configuration of the engine: {memory}, {n} sequences of {tokens} tokens at "
+        "full length. Transformers has no such limit."
+    ),
     "caption.effects": "Output rate against the configuration it builds on, by workload",
     "caption.ladder": "Ladder",
     "caption.unmeasured": "Configurations",
@@ -161,6 +170,9 @@ TEXTS: dict[str, str] = {
     "column.change": "Change",
     "column.cost": "Cost / M tokens",
     "column.against": "Builds on",
+    "column.itl_p99": "Gap between tokens p99",
+    "column.at_once": "Most sequences at once",
+    "column.preempted": "Preemptions a run",
     "column.ttft_p50": "TTFT p50",
     "column.tpot_p50": "TPOT p50",
     "column.share": "Of possible",

@@ -77,7 +77,11 @@ _PLAIN: dict[str, str] = {
     "verdict.losses": "Ce qui a ralenti : {names}.",
     "verdict.needed": "Plus lent sans : {names}.",
     "verdict.spared": "Plus rapide sans : {names}.",
-    "verdict.unclear": "Aucun effet établi par ces mesures : {names}.",
+    "verdict.unclear": "Aucun effet sur le débit établi par ces mesures : {names}.",
+    "verdict.waits_gain": "Ce qui a raccourci l’attente : {names}.",
+    "verdict.waits_loss": "Ce qui a allongé l’attente : {names}.",
+    "verdict.ttft_s": "premier token {before} → {after} pour {case}",
+    "verdict.itl_s": "écart P99 entre tokens {before} → {after} pour {case}",
     "verdict.failed": "Sans chiffres : {names}.",
     "verdict.ratio_at": "{ratio} pour {case}",
     # next steps
@@ -102,6 +106,11 @@ _PLAIN: dict[str, str] = {
     "warning.failed": "{name} : {status}. {reason}",
     # captions and notes
     "caption.headline": "Référence et configuration valable la plus rapide, par charge",
+    "caption.waits": "{case} : attente et mémoire (↓ plus court, ↑ plus long qu’à l’échelon précédent)",
+    "note.waits_kv": (
+        "Mémoire du cache KV, la même pour toutes les configurations du moteur : {memory}, soit {n} séquences de {tokens} tokens "
+        "en longueur maximale. Transformers n’a pas cette limite."
+    ),
     "caption.effects": "Débit comparé à la configuration de départ, par charge",
     "caption.ladder": "Échelle",
     "caption.unmeasured": "Configurations",
@@ -174,6 +183,9 @@ _PLAIN: dict[str, str] = {
     "column.change": "Variation",
     "column.cost": "Coût / M tokens",
     "column.against": "Part de",
+    "column.itl_p99": "Écart entre tokens p99",
+    "column.at_once": "Séquences simultanées, maximum",
+    "column.preempted": "Préemptions par exécution",
     "column.ttft_p50": "TTFT p50",
     "column.tpot_p50": "TPOT p50",
     "column.share": "Du possible",
