@@ -11,6 +11,17 @@ VENV ?= $(ROOT)/.venv
 MODEL ?= smollm2-135m
 OUT ?= results/quick-$(shell date +%Y%m%d-%H%M%S)
 BENCH_ARGS ?= --quick
+# What an hour costs is an input. This one is an example, not the price of your machine; state yours:
+#   make bench PRICE_PER_HOUR=0.05 CURRENCY=EUR PRICE_SOURCE='invoice of May'      (empty: no price)
+EXAMPLE_PRICE := 0.0816
+PRICE_PER_HOUR ?= $(EXAMPLE_PRICE)
+ifeq ($(PRICE_PER_HOUR),$(EXAMPLE_PRICE))
+CURRENCY ?= USD
+PRICE_SOURCE ?= example input, not the price of this machine: 2 vCPU on demand (EC2 m7g.large, us-east-1, Linux), list price of 2026-06-17 as quoted by factualminds.com
+endif
+CURRENCY ?= EUR
+PRICE_SOURCE ?= stated with make
+PRICE_ARGS = $(if $(findstring --price-per-hour,$(BENCH_ARGS)),,$(if $(PRICE_PER_HOUR),--price-per-hour '$(PRICE_PER_HOUR)' --currency '$(CURRENCY)' --price-source '$(PRICE_SOURCE)'))
 PYTEST_ARGS ?=
 # A CPU-only build of torch is much smaller: make bench TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
@@ -28,10 +39,10 @@ PEERS := $(PEERS_VENV)/.stamp-peers
 help: ## This list
 	@echo "Inference-Optim-LLM"
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' '$(ROOT)/Makefile' | expand -t 16
-	@echo "Settings: MODEL=$(MODEL)  BENCH_ARGS='$(BENCH_ARGS)'  PYTEST_ARGS=''  PYTHON=$(PYTHON)  TORCH_INDEX="
+	@echo "Settings: MODEL=$(MODEL)  BENCH_ARGS='$(BENCH_ARGS)'  PRICE_PER_HOUR=$(PRICE_PER_HOUR) CURRENCY=$(CURRENCY) (an example: state yours)  PYTEST_ARGS=''  PYTHON=$(PYTHON)  TORCH_INDEX="
 
 bench: $(BENCH) ## The main job on this machine: what each lever gains; writes results/.../report.html
-	cd '$(ROOT)' && '$(BIN)/inferoptim' bench --model '$(MODEL)' $(BENCH_ARGS) --out '$(OUT)'
+	cd '$(ROOT)' && '$(BIN)/inferoptim' bench --model '$(MODEL)' $(PRICE_ARGS) $(BENCH_ARGS) --out '$(OUT)'
 
 doctor: $(BENCH) ## Is this machine ready? What is missing, and what to do about it
 	@cd '$(ROOT)' && '$(BIN)/inferoptim' doctor
