@@ -1,7 +1,8 @@
 """The engine in fp32 against transformers: logits within 1e-4, and the same 64 greedy tokens.
 
-Greedy tokens are those of transformers in float32. Logits are compared with transformers' in float64: its float32 ones
-are themselves up to 7e-5 from those on the default model, which would leave a 1e-4 bound to chance.
+Greedy tokens are those of transformers in float32. Logits are compared with transformers' in float64, on both kernel sets: its
+float32 ones are themselves up to 1.0e-4 off on the default model, where the native step is up to 7e-5 off. Torch's operators
+are compared with the float32 ones too.
 
 Every architecture that `SUPPORTED_ARCHITECTURES` stands for, tied and untied, on torch's operators and on the native
 step; then the default model itself, with its own tokenizer and text.
@@ -40,7 +41,6 @@ class Reference:
     model: Any
     prompts: list[list[int]]
     answer: list[int]
-    noise: float = 0.0  # largest error of its own float32 logits, against float64
 
     @cached_property
     def exact(self) -> Any:
@@ -90,8 +90,10 @@ def compare(reference: Reference, kernels: str, **fields: Any) -> None:
         # token after token by induction: the likeliest one after every prefix is the one that the engine chose
         assert logits[len(prompt) - 1 : -1].argmax(-1).tolist() == output
         exact = reference.exact(torch.tensor([prompt + output])).logits[0]
-        difference = (torch.from_numpy(llm.core.logits(prompt + output)) - exact).abs().max().item()
-        assert difference < max(TOLERANCE, reference.noise)
+        found = torch.from_numpy(llm.core.logits(prompt + output))
+        assert (found - exact).abs().max().item() < TOLERANCE
+        if kernels == "torch":
+            assert (found - logits).abs().max().item() < TOLERANCE
 
 
 @pytest.mark.parametrize("kernels", ["torch", "native"])
@@ -122,13 +124,7 @@ def default_model() -> Reference:
         ]
     )
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    reference = ask(folder, model, [tokenizer.encode(text, add_special_tokens=False)])
-    tokens = torch.tensor([reference.prompts[0] + reference.answer])
-    with torch.inference_mode():
-        logits = model(tokens).logits.clone()
-        reference.noise = (model.double()(tokens).logits - logits).abs().max().item()
-    model.float()
-    return reference
+    return ask(folder, model, [tokenizer.encode(text, add_special_tokens=False)])
 
 
 @pytest.mark.parametrize("kernels", ["torch", "native"])
