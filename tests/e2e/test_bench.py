@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from inferoptim.bench import protocol
+from inferoptim.bench import measuring
 from inferoptim.bench.plan import BenchPlan, make_plan
 from inferoptim.bench.protocol import Bench, resolve
 from inferoptim.cli.main import main
@@ -167,7 +167,7 @@ def check_gate_and_figures(folder: Path) -> None:
 def test_wrong_output_has_no_speed_no_index_and_no_price(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(protocol, "interleave_fits", lambda _needed, _free: False)  # memory for one at a time
+    monkeypatch.setattr(measuring, "interleave_fits", lambda _needed, _free: False)  # memory for one at a time
     strict = tiny_plan(
         model,
         levers=["quantization", "paged_kv"],
