@@ -167,7 +167,9 @@ def check_gate_and_figures(folder: Path) -> None:
 def test_wrong_output_has_no_speed_no_index_and_no_price(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measuring, "interleave_fits", lambda _needed, _free: False)  # memory for one at a time
+    monkeypatch.setattr(
+        measuring, "interleave_fits", lambda _needed, _free: False
+    )  # memory for one at a time
     strict = tiny_plan(
         model,
         levers=["quantization", "paged_kv"],
