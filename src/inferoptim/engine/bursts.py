@@ -22,21 +22,21 @@ def can_burst(members: Iterable[Tracked]) -> bool:
 
 
 def extend(
-    members: SequenceOf[Tracked], most: int, memory: KVMemory, *, others_wait: bool
+    members: SequenceOf[Tracked], most: int, memory: KVMemory, *, within_end: bool
 ) -> tuple[int, list[NewBlocks]]:
     """The steps that one plan for `members` may span, and the blocks that they then need, now taken.
-
-    With others waiting, no longer than until the first member must end: its place is wanted.
 
     Args:
         members: running sequences that all `can_burst`.
         most: the most steps that are wanted.
+        within_end: no longer than until the first member must end: others wait for its place, or the device cannot
+            drop what a sequence computes past its end.
 
     Returns:
         (steps, (slot, blocks) of those that grow); 0 steps when there are no blocks for one.
     """
     room = [seq.max_total - len(seq.token_ids) - seq.pending for seq in members]
-    steps = min(most, min(room) if others_wait else max(room))
+    steps = min(most, min(room) if within_end else max(room))
     size = memory.blocks.block_size
     while steps > 0:
         missing = []

@@ -177,7 +177,9 @@ class EngineCore:
                 return []
             plan, result = launched.plan, self._ahead.collect(launched)
         else:
-            due = self._scheduler.schedule(time.perf_counter())
+            speculator = self._speculator
+            most_steps = self._runner.burst_steps if speculator is None or speculator.paused else 1
+            due = self._scheduler.schedule(time.perf_counter(), most_steps, within_end=True)
             if due is None:
                 return []
             plan, result = due, self._runner.execute(due)

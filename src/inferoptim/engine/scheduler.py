@@ -235,12 +235,13 @@ class Scheduler:
 
     # ---- the step ---------------------------------------------------------------------------------------------
 
-    def schedule(self, now_s: float, most_steps: int = 1) -> StepPlan | None:
+    def schedule(self, now_s: float, most_steps: int = 1, *, within_end: bool = False) -> StepPlan | None:
         """Decide the next step; None when there is nothing to do.
 
         Args:
             now_s: `time.perf_counter()`, for `first_scheduled_s`.
             most_steps: the plan may span this many steps when all its sequences decode greedily (see bursts.py).
+            within_end: no longer than until the first of them must end.
         """
         assert not self._out, "schedule() before update() of the plan that is out"
         if not self._sequences:
@@ -256,7 +257,7 @@ class Scheduler:
                 seq.first_scheduled_s = now_s
         num_steps = 1
         if most_steps > 1 and all(s.num_tokens == 1 for s in step.sequences):
-            num_steps = self._extend(step, most_steps)
+            num_steps = self._extend(step, most_steps, within_end)
         return self._send_out(step, num_steps)
 
     def schedule_ahead(self, most_steps: int) -> StepPlan | None:
@@ -274,7 +275,7 @@ class Scheduler:
         if not members or not all(seq.pending for seq in members):
             return None  # somebody is left who was not in that plan
         step = _Step(self.config.max_num_batched_tokens, members=members)
-        num_steps, grown = bursts.extend(members, most_steps, self._memory, others_wait=bool(self._waiting))
+        num_steps, grown = bursts.extend(members, most_steps, self._memory, within_end=bool(self._waiting))
         if num_steps == 0:
             return None
         step.new_blocks += grown
@@ -284,11 +285,11 @@ class Scheduler:
         step.budget -= len(members)
         return self._send_out(step, num_steps)
 
-    def _extend(self, step: _Step, most_steps: int) -> int:
+    def _extend(self, step: _Step, most_steps: int, within_end: bool) -> int:
         if not bursts.can_burst(step.members):
             return 1
         num_steps, grown = bursts.extend(
-            step.members, most_steps, self._memory, others_wait=bool(self._waiting)
+            step.members, most_steps, self._memory, within_end=within_end or bool(self._waiting)
         )
         step.new_blocks += grown
         return num_steps

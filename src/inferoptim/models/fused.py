@@ -107,12 +107,24 @@ class FusedDecoder:
         self._run(batch, kv, chosen=chosen_R.data_ptr())
         return chosen_R
 
-    def _run(self, batch: Batch, kv: KVCache, logits: int = 0, chosen: int = 0) -> None:
+    def decode_greedy(self, batch: Batch, kv: KVCache, steps: int) -> torch.Tensor:
+        """Several decode steps in a row, the likeliest token of each fed to the next; int64 [steps, S].
+
+        Args:
+            batch: the first step: one token a sequence, each wanting its logits; its block tables have room for
+                `steps` tokens.
+        """
+        assert batch.token_ids_T.shape == batch.logit_rows_R.shape == batch.context_lens_S.shape
+        chosen = torch.empty(steps, batch.logit_rows_R.shape[0], dtype=torch.int64)
+        self._run(batch, kv, chosen=chosen.data_ptr(), steps=steps)
+        return chosen
+
+    def _run(self, batch: Batch, kv: KVCache, logits: int = 0, chosen: int = 0, steps: int = 1) -> None:
         first = kv.layers[0]
         if kv is not self._kv:
             self._kv, self._kv_pointers = kv, _pointers(kv)
         pointers = self._kv_pointers
-        cos, sin = self._table(batch.max_context_len)
+        cos, sin = self._table(batch.max_context_len + steps - 1)
         self._model.run(
             Step(
                 tokens=batch.token_ids_T.shape[0],
@@ -122,6 +134,7 @@ class FusedDecoder:
                 block_size=kv.block_size,
                 kv_type=KV_TYPES[first.k.dtype],
                 greedy=int(chosen != 0),
+                steps=steps,
                 token_ids=batch.token_ids_T.data_ptr(),
                 positions=batch.positions_T.data_ptr(),
                 slots=batch.slot_mapping_T.data_ptr(),

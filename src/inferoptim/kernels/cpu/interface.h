@@ -20,6 +20,7 @@ struct ModelSource {
 
 struct Step {
     int32_t tokens, sequences, rows, table_width, block_size, kv_type, greedy;
+    int32_t steps;  // > 1: greedy decodes, one token a sequence, each step from the token that the one before chose
     const int32_t *token_ids, *positions, *slots, *query_start, *context, *tables, *logit_rows;
     const float *cos, *sin;  // [position, head_dim / 2]
     void* const* k;          // one pointer a layer
@@ -27,7 +28,7 @@ struct Step {
     float* const* k_scale;
     float* const* v_scale;
     float* logits;    // [rows, vocab], unless greedy
-    int64_t* chosen;  // [rows], if greedy
+    int64_t* chosen;  // [steps, rows], if greedy
 };
 
 }  // namespace io

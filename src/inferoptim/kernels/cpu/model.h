@@ -79,6 +79,25 @@ struct Model {
     }
 
     void run(const Step& b) {
+        if (b.steps == 1) return run_once(b);
+        Step step = b;
+        const int n = b.sequences;
+        std::vector<int32_t> ids(b.token_ids, b.token_ids + n), positions(b.positions, b.positions + n);
+        std::vector<int32_t> slots(b.slots, b.slots + n), context(b.context, b.context + n);
+        step.token_ids = ids.data(), step.positions = positions.data(), step.slots = slots.data(), step.context = context.data();
+        for (int i = 0; i < b.steps; ++i, step.chosen += n) {
+            run_once(step);
+            if (i + 1 == b.steps) return;
+            for (int q = 0; q < n; ++q) {
+                ids[q] = (int32_t)step.chosen[q];
+                const int at = ++positions[q];
+                ++context[q];
+                slots[q] = b.tables[(size_t)q * b.table_width + at / b.block_size] * b.block_size + at % b.block_size;
+            }
+        }
+    }
+
+    void run_once(const Step& b) {
         plan.make(b, widths());
         reserve(b);
         find_slots(b);

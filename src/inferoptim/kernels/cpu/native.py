@@ -46,7 +46,7 @@ class ModelSource(Structure):
 class Step(Structure):
     _fields_ = (
         *((name, c_int32) for name in ("tokens", "sequences", "rows", "table_width", "block_size")),
-        *((name, c_int32) for name in ("kv_type", "greedy")),
+        *((name, c_int32) for name in ("kv_type", "greedy", "steps")),
         *(
             (name, c_void_p)
             for name in ("token_ids", "positions", "slots", "query_start", "context", "tables")

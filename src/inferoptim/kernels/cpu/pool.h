@@ -2,8 +2,9 @@
 //
 // A phase begins when every task of the one before has ended; its tasks go to whoever is free. A thread that the
 // system put aside between two tasks therefore holds up nobody: the others do its share, and it rejoins wherever the
-// step has got to. Within a step a thread without work spins, then yields; between steps it sleeps, so that nobody
-// else's threads are fought.
+// step has got to. Within a step a thread without work spins, since phases last some tens of microseconds and a yield
+// may give the core away for milliseconds; it yields only when a wait grows far longer than a phase, or at once where
+// there are more threads than cores. Between steps it sleeps, so that nobody else's threads are fought.
 #pragma once
 #include <atomic>
 #include <chrono>
@@ -13,6 +14,9 @@
 #include <mutex>
 #include <thread>
 #include <vector>
+#if defined(__linux__)
+#include <sched.h>
+#endif
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -25,11 +29,19 @@ static inline void pause_cpu() {
 #endif
 }
 
+static inline int cores() {
+#if defined(__linux__)
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+#endif
+    return (int)std::thread::hardware_concurrency();
+}
+
 class Pool {
   public:
     using Work = std::function<void(int thread, int phase, int task)>;
 
-    explicit Pool(int threads) : threads_(threads < 1 ? 1 : threads) {
+    explicit Pool(int threads) : threads_(threads < 1 ? 1 : threads), crowded_(threads_ > cores()), patience_(crowded_ ? 500 : 20000) {
         for (int t = 1; t < threads_; ++t) workers_.emplace_back([this, t] { live(t); });
     }
     ~Pool() {
@@ -44,6 +56,7 @@ class Pool {
 
     // work(thread, p, 0 .. counts[p] - 1) for each phase p in order; returns when all has been done.
     void run(const std::vector<int>& counts, const Work& work) {
+        keep_apart();
         counts_ = &counts;
         work_ = &work;
         first_ = number(board_.load(std::memory_order_relaxed)) + 1;
@@ -59,6 +72,21 @@ class Pool {
     }
 
   private:
+    // Workers stay off the core where the leader runs. Left alone on a busy machine, the scheduler wakes a worker there
+    // and leaves both on one core for many milliseconds, while a neighbour of low priority has the other.
+    void keep_apart() {
+#if defined(__linux__)
+        if (workers_.empty() || crowded_) return;
+        const int here = sched_getcpu();
+        cpu_set_t others;
+        if (here == leader_core_ || here < 0 || sched_getaffinity(0, sizeof others, &others) != 0) return;
+        leader_core_ = here;
+        CPU_CLR(here, &others);
+        if (CPU_COUNT(&others) < (int)workers_.size()) return;
+        for (auto& w : workers_) pthread_setaffinity_np(w.native_handle(), sizeof others, &others);
+#endif
+    }
+
     // The board: number of the current phase (never reused) and its tasks that nobody has claimed yet.
     static uint32_t number(uint64_t board) { return (uint32_t)(board >> 32); }
     static uint32_t unclaimed(uint64_t board) { return (uint32_t)board; }
@@ -80,8 +108,8 @@ class Pool {
         for (;;) {
             if (unclaimed(board) == 0) {
                 if (leader ? number(board) == end_ : !running_.load(std::memory_order_relaxed)) return;
-                if (++idle < 2000) pause_cpu();
-                else std::this_thread::yield();  // more threads than cores, or neighbours: let them work
+                if (++idle < patience_) pause_cpu();
+                else std::this_thread::yield();
                 board = board_.load(std::memory_order_acquire);
                 continue;
             }
@@ -97,8 +125,8 @@ class Pool {
     void live(int thread) {
         using clock = std::chrono::steady_clock;
         for (;;) {
-            // the next step usually follows within a fraction of a millisecond: stay awake that long
-            const auto until = clock::now() + std::chrono::microseconds(200);
+            // the next step usually follows within half a millisecond: stay awake that long
+            const auto until = clock::now() + std::chrono::microseconds(500);
             while (unclaimed(board_.load(std::memory_order_acquire)) == 0 && !stop_.load() && clock::now() < until)
                 for (int i = 0; i < 32; ++i) pause_cpu();
             if (unclaimed(board_.load()) == 0) {
@@ -113,6 +141,8 @@ class Pool {
     }
 
     const int threads_;
+    const bool crowded_;  // more threads than cores
+    const int patience_;  // pauses before a yield; one takes 10 to 40 ns
     std::vector<std::thread> workers_;
     std::mutex mutex_;
     std::condition_variable wake_;
@@ -124,6 +154,7 @@ class Pool {
     const std::vector<int>* counts_ = nullptr;
     const Work* work_ = nullptr;
     uint32_t first_ = 0, end_ = 0;
+    int leader_core_ = -1;
 };
 
 }  // namespace io
