@@ -19,10 +19,11 @@ class Machine:
 
 @dataclass(frozen=True)
 class Weights:
-    """Our engine's int8 weights: one byte each."""
+    """Our engine's weights: how many, and the bytes that a step reads of them (packed, scales included)."""
 
     body: int
     head: int
+    read_bytes: int
     kv_bytes_per_token: int
 
 
@@ -37,7 +38,7 @@ def floor_s(case: Case, weights: Weights, machine: Machine) -> float:
     for _ in range(case.output_tokens - 1):
         context += n
         total += decode_step_floor_s(
-            weights.body + weights.head,
+            weights.read_bytes,
             context * weights.kv_bytes_per_token,
             machine.read_bytes_per_s,
             2.0 * n * (weights.body + weights.head),
@@ -49,4 +50,4 @@ def floor_s(case: Case, weights: Weights, machine: Machine) -> float:
 def prefill_floor_s(case: Case, weights: Weights, machine: Machine) -> float:
     """Least time until every prompt is computed and each request has its first token."""
     operations = 2.0 * (case.prompt_tokens * weights.body + case.concurrency * weights.head)
-    return max(operations / machine.int8_ops_per_s, (weights.body + weights.head) / machine.read_bytes_per_s)
+    return max(operations / machine.int8_ops_per_s, weights.read_bytes / machine.read_bytes_per_s)

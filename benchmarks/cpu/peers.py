@@ -72,15 +72,19 @@ class Engine:
             Skipped: the process ended, or gave another number of tokens than asked for.
         """
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(case.request()) + "\n")
-        self._process.stdin.flush()
-        answer = self._read()
-        tokens = tuple(tuple(t) for t in answer["tokens"])
-        if [len(t) for t in tokens] != [case.output_tokens] * case.concurrency:
+        total, first, tokens = 0.0, 0.0, []
+        for request in case.requests():
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            answer = self._read()
+            total += answer["total_s"]
+            first += answer["first_s"]
+            tokens += [tuple(t) for t in answer["tokens"]]
+        if [len(t) for t in tokens] != [case.output_tokens] * len(case.prompts):
             raise Skipped(
                 f"gave {[len(t) for t in tokens]} tokens on {case.name}: a wrong output has no speed"
             )
-        return Run(answer["total_s"], answer["first_s"] or None, tokens)
+        return Run(total, first or None, tuple(tokens))
 
     def close(self) -> None:
         self._process.kill()
@@ -108,6 +112,8 @@ def start(name: str, files: ModelFiles, python: Path, threads: int, sequences: i
     own = Path(sys.executable)
     if name.startswith("ours"):
         config: dict[str, Any] = {"quantization": "int8", "num_threads": threads, "max_num_seqs": sequences}
+        if "int4" in name:
+            config["quantization"] = "int4"
         if "kv8" in name:
             config["kv_quantization"] = "int8"
         if "lookup" in name:

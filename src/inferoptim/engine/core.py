@@ -286,6 +286,9 @@ class EngineCore:
             "num_threads": getattr(self._decoder, "num_threads", None) or torch.get_num_threads(),
             "load_s": self.load_s,
             "weight_bytes": self._decoder.weight_bytes,
+            "weight_read_bytes": getattr(
+                self._decoder, "read_bytes", None
+            ),  # by a step; None: not known of this decoder
             "max_model_len": self.max_model_len,
             "kv_bytes_per_token": self._token_bytes,
             "kv_capacity_tokens": self._num_blocks * self.config.block_size,
