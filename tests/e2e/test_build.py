@@ -13,15 +13,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from inferoptim import LLM, EngineConfig
-from inferoptim.build.artefact import Artefact
+from inferoptim.build.artefact import Artefact, read_artefact, record_benchmark
 from inferoptim.build.pipeline import BuildRequest, build_artefact
 from inferoptim.build.recipe import Recipe
+from inferoptim.build.tune import TuneRequest, tune
 from inferoptim.cli.main import main
 from inferoptim.engine.scoring import Scorer
 from inferoptim.errors import CapacityError, ConfigError, DataError, UnsupportedError
+from inferoptim.models.artefact import engine_fields
 from inferoptim.models.hub import resolve_model
 from inferoptim.models.load import load_decoder
 from inferoptim.models.tokenizer import load_tokenizer
+from inferoptim.quant.checkpoint import dequantised
+from inferoptim.records.schema import ConfigurationRecord, Interval, MetricSummary, Summary
 from tests.tiny import save_tiny_llama, tiny_tokenizer
 
 TEXT = [
@@ -105,6 +109,89 @@ def test_products_above_the_limit_stay_dense_and_are_ignored_by_other_engines(
     assert len(config["ignore"]) > 1
     assert kept.memory.tensors_bytes == kept.memory.predicted_tensors_bytes > free.memory.tensors_bytes
     assert LLM(EngineConfig.create(model=str(tmp_path / "kept"))).generate("The quick").token_ids
+
+
+def test_zero_points_are_stored_as_compressed_tensors_stores_them(model: Path, tmp_path: Path) -> None:
+    # compared module by module: transformers 5.23 with compressed-tensors 0.20 refuses any packed zero point by its shape
+    from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor
+    from compressed_tensors.quantization import QuantizationScheme
+
+    artefact = build_artefact(request(model, tmp_path / "built", {**RECIPES["int4"], "symmetric": False}))
+    assert artefact.memory.tensors_bytes == artefact.memory.predicted_tensors_bytes
+    stored = load_file(tmp_path / "built" / "model.safetensors")
+    config = json.loads((tmp_path / "built" / "config.json").read_text())["quantization_config"]
+    scheme = QuantizationScheme.model_validate(next(iter(config["config_groups"].values())))
+    decoder = load_decoder(tmp_path / "built", device=torch.device("cpu"), dtype=torch.float32)
+    module = "model.layers.1.mlp.down_proj."
+    parts = {n.removeprefix(module): t for n, t in stored.items() if n.startswith(module)}
+    theirs = PackedQuantizationCompressor.decompress(parts, scheme)["weight"]
+    ours = dequantised(decoder.weights.layers[1].down, torch.float32).weight
+    torch.testing.assert_close(ours, theirs.float(), rtol=1e-2, atol=1e-5)  # theirs in the scales' type
+
+
+def test_the_most_sensitive_products_stay_dense_up_to_the_share(model: Path, tmp_path: Path) -> None:
+    recipe = {**RECIPES["fp8"], "keep_share": 0.3}
+    artefact = build_artefact(request(model, tmp_path / "built", recipe))
+    drifts = {(e.layer, p): d for e in artefact.layers for p, d in e.sensitivity.items()}
+    kept = {(e.layer, p) for e in artefact.layers for p in e.kept}
+    assert len(drifts) == 8
+    assert 0 < len(kept) < 8
+    elements = {"qkv": 64 * 128, "o": 64 * 64, "gate_up": 64 * 256, "down": 64 * 128}
+    assert sum(elements[p] for _, p in kept) <= 0.3 * 2 * sum(elements.values())
+    assert max(drifts, key=lambda key: drifts[key] ** 2 / elements[key[1]]) in kept
+    left = [t.squared_drift_left for t in artefact.trade_off]
+    assert left[0] == 1
+    assert left == sorted(left, reverse=True)
+
+
+def test_tuned_and_timed_on_this_machine_and_told_apart_on_another(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limits = {"max_batch_size": 2, "max_input_len": 16, "max_output_len": 4}
+    out = tmp_path / "built"
+    artefact = build_artefact(
+        request(model, out, RECIPES["int8"], limits=limits, tune_budget_s=120.0, speed_runs=2)
+    )
+    assert artefact.tuning is not None
+    assert artefact.benchmark is not None
+    tried = {name for trial in artefact.tuning.trials for name in trial}
+    assert {"max_num_batched_tokens", "block_size"} <= tried
+    assert artefact.benchmark.rows[0].output_tokens_per_s.value > 0
+    assert engine_fields(out) == (artefact.engine, None)
+    content = json.loads((out / "artefact.json").read_text())
+    content["tuning"]["machine"]["processor"] = "another"
+    content["tuning"]["settings"] = {"block_size": 32}
+    content["engine"]["block_size"] = 32
+    (out / "artefact.json").write_text(json.dumps(content))
+    fields, warning = engine_fields(out)
+    assert "block_size" not in fields
+    assert fields["quantization"] == "int8"
+    assert warning is not None
+    assert "another" in warning
+    assert "block_size" in warning
+
+
+def test_the_tuner_ends_with_its_budget_and_remembers_nothing_of_an_empty_search(model: Path) -> None:
+    tuning = tune(TuneRequest(model, {}, {}, budget_s=0.2))
+    assert tuning.trials == ()
+    assert tuning.settings == {}
+    assert tuning.spent_s < 5
+
+
+def test_what_bench_measures_goes_into_the_artefact(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "built"
+    assert build_artefact(request(model, out, RECIPES["int8"])).benchmark is None
+    rate = Interval(value=100.0, low=90.0, high=110.0, n=5)
+    config = ConfigurationRecord.model_construct(config_id="a", label="engine", status="ok")
+    metric = MetricSummary(config_id="a", workload="chat", concurrency=8, runs=5, output_tokens_per_s=rate)
+    summary = Summary.model_construct(configurations=(config,), metrics=(metric,))
+    assert record_benchmark(out, summary)
+    artefact = read_artefact(out)
+    assert artefact is not None
+    assert artefact.benchmark is not None
+    assert artefact.benchmark.rows[0].output_tokens_per_s == rate
+    assert LLM(EngineConfig.create(model=str(out))).generate("The quick").token_ids
+    assert not record_benchmark(model, summary)
 
 
 def test_reproducible_builds_are_equal_to_the_byte(model: Path, tmp_path: Path) -> None:

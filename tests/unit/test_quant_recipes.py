@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from inferoptim.build.quantise import group_size_for
+from inferoptim.build.writer import ShardWriter
 from inferoptim.quant import gptq, smooth
 from inferoptim.quant.checkpoint import QuantScheme, dequantised, joined, read_linear, scheme_from_config
 from inferoptim.quant.formats import DenseWeight, GroupedWeight
 from inferoptim.quant.grid import FP8, INT4, INT8, encode, round_trip
 from inferoptim.quant.groups import quantize_groups
-from inferoptim.quant.observers import tensor_scale, weight_scales
+from inferoptim.quant.observers import affine_scales, tensor_scale, weight_scales
 from inferoptim.quant.packing import pack_rows, unpack_rows
 
 
@@ -77,7 +82,7 @@ def test_gptq_beats_rounding_on_correlated_inputs() -> None:
     x, weight = random(512, 96) @ mixing, random(24, 96, seed=1)
     scale = weight_scales(weight, INT4, "mse", group_size=32)
     rounded = encode(weight, scale, INT4).float()
-    compensated = gptq.compensate(weight, scale, gptq.hessian(x), INT4)
+    compensated = gptq.compensate(weight, scale, gptq.compensation(x, x), INT4)
     assert compensated.min() >= -8
     assert compensated.max() <= 7
 
@@ -88,12 +93,55 @@ def test_gptq_beats_rounding_on_correlated_inputs() -> None:
     assert error(compensated) < 0.8 * error(rounded)
 
 
+def test_a_moved_weight_makes_up_for_inputs_that_are_not_the_exact_ones() -> None:
+    mixing = random(96, 8, seed=2)
+    exact = random(512, 8) @ mixing.T + 0.05 * random(512, 96, seed=3)
+    noisy, weight = exact + 0.3 * random(512, 96, seed=4), random(24, 96, seed=1)
+    moved = gptq.compensation(noisy[:256], exact[:256]).moved(weight)
+
+    def error(w: torch.Tensor) -> float:  # on tokens that it was not fitted to
+        return float((noisy[256:] @ w.T - exact[256:] @ weight.T).norm())
+
+    assert error(moved) < 0.8 * error(weight)
+    torch.testing.assert_close(gptq.compensation(exact, exact).moved(weight), weight)
+
+
 def test_gptq_survives_channels_that_no_token_used() -> None:
     x = random(16, 32)  # fewer tokens than channels, and two that are dead
     x[:, :2] = 0
     weight = random(8, 32, seed=1)
     scale = weight_scales(weight, INT4, "max")
-    assert torch.isfinite(gptq.compensate(weight, scale, gptq.hessian(x), INT4)).all()
+    assert torch.isfinite(gptq.compensate(weight, scale, gptq.compensation(x, x), INT4)).all()
+
+
+def test_zero_points_fit_groups_that_lie_to_one_side_of_zero() -> None:
+    weight = random(8, 64) * 0.1
+    weight[:, :32] += 0.5
+    scale, zero = affine_scales(weight, INT4, "mse", group_size=32)
+    q = encode(weight, scale, INT4, zero).float().view(8, 2, 32)
+    left = ((q - zero[..., None]) * scale[..., None]).flatten(1)
+    symmetric = round_trip(weight, weight_scales(weight, INT4, "mse", group_size=32), INT4)
+    assert (left - weight).norm() < 0.8 * (symmetric - weight).norm()
+
+
+def test_shards_are_safetensors_that_others_read(tmp_path: Path) -> None:
+    tensors = {
+        "a": random(3, 5).bfloat16(),
+        "b": torch.arange(7, dtype=torch.int8),
+        "c": random(4).to(torch.float8_e4m3fn),
+        "d": torch.tensor([1 << 40]),
+    }
+    writer = ShardWriter(tmp_path, shard_bytes=40)
+    for name, tensor in tensors.items():
+        writer.add(name, tensor)
+    *shards, index = writer.close()
+    assert len(shards) > 1
+    weight_map = json.loads((tmp_path / index).read_text())["weight_map"]
+    for name, tensor in tensors.items():
+        read = load_file(tmp_path / weight_map[name])[name]
+        assert read.dtype == tensor.dtype
+        assert torch.equal(read.float(), tensor.float())
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*shards, index])
 
 
 @settings(max_examples=40, deadline=None)

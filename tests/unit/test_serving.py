@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from inferoptim.errors import ConfigError, DataError
+from inferoptim.models.artefact import engine_fields
 from inferoptim.serving import messages as m
 from inferoptim.serving.admission import Admission, QueueFullError
-from inferoptim.serving.artefact import engine_fields
 from inferoptim.serving.auth import read_keys
 from inferoptim.serving.engine_time import EngineTime
 from inferoptim.serving.metrics import Histogram, Metrics
@@ -101,14 +101,14 @@ def test_admission_is_all_or_nothing() -> None:
 
 
 def test_an_artefact_says_how_it_is_served(tmp_path: Path) -> None:
-    assert engine_fields(str(tmp_path)) == engine_fields("smollm2-135m") == {}
+    assert engine_fields(tmp_path) == engine_fields(Path("smollm2-135m")) == ({}, None)
     path = tmp_path / "artefact.json"
     path.write_text('{"engine": {"model": "elsewhere", "max_num_seqs": 8}}')
-    assert engine_fields(str(tmp_path)) == {"max_num_seqs": 8}
+    assert engine_fields(tmp_path) == ({"max_num_seqs": 8}, None)
     for wrong in ("", "[]", "{}", '{"engine": 5}'):
         path.write_text(wrong)
         with pytest.raises(DataError, match=r"artefact\.json"):
-            engine_fields(str(tmp_path))
+            engine_fields(tmp_path)
 
 
 # ---- keys ------------------------------------------------------------------------------------------------------------

@@ -52,4 +52,5 @@ def _linear_bytes(n: int, k: int, recipe: Recipe, dtype: torch.dtype) -> int:
     bits = 4 if recipe.quantization == "int4-weight-only" else 8
     groups = k // group_size_for(k, recipe.group_size) if bits == 4 else 1
     words = -(-k * bits // 32)
-    return n * words * 4 + n * groups * dtype.itemsize + 2 * 8
+    zeros = 0 if recipe.symmetric else -(-n * bits // 32) * groups * 4
+    return n * words * 4 + n * groups * dtype.itemsize + zeros + 2 * 8

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from inferoptim.build.recipe import Recipe
 from inferoptim.errors import DataError
+from inferoptim.models.artefact import artefact_json
+from inferoptim.models.machine import machine
 from inferoptim.models.sources import ARTEFACT_NAME
-from inferoptim.records.schema import Interval
+from inferoptim.records.schema import Interval, Summary
+from inferoptim.records.writer import write_atomic
 
 FORMAT = 1
 
@@ -50,9 +53,21 @@ class LayerError(Part):
     drift: float = Field(description="‖x_quantised − x‖ / ‖x‖ of the residual stream after this layer.")
     products: dict[str, float] = Field(description="‖y_quantised − y‖ / ‖y‖ of each product's output.")
     kept: tuple[str, ...] = Field((), description="Products left in the model's type.")
+    sensitivity: dict[str, float] = Field(
+        default_factory=dict,
+        description="Each product quantised alone: root mean square over tokens of the drift after this layer.",
+    )
     alphas: dict[str, float] = Field(
         default_factory=dict, description="SmoothQuant exponents; 0 = not smoothed."
     )
+
+
+class TradeOff(Part):
+    """What leaving the most sensitive products in the model's type would remove of the drift that single products cause."""
+
+    share: float = Field(description="Of the linear weights.")
+    products: int
+    squared_drift_left: float
 
 
 class Quality(Part):
@@ -91,6 +106,22 @@ class Tuning(Part):
     spent_s: float
 
 
+class BenchmarkRow(Part):
+    """A measured rate."""
+
+    configuration: str
+    workload: str
+    output_tokens_per_s: Interval
+
+
+class Benchmark(Part):
+    """Measured speed; what is not in it was not measured."""
+
+    measured_by: Literal["build", "bench"]
+    machine: dict[str, str]
+    rows: tuple[BenchmarkRow, ...]
+
+
 class Artefact(Part):
     """Content of ``artefact.json``."""
 
@@ -105,9 +136,14 @@ class Artefact(Part):
     )
     engine: dict[str, Any] = Field(default_factory=dict, description="EngineConfig fields to serve it with.")
     layers: tuple[LayerError, ...] = ()
+    trade_off: tuple[TradeOff, ...] = Field((), description="Measured with keep_share only.")
     memory: Memory
     quality: Quality | None = None
     tuning: Tuning | None = None
+    benchmark: Benchmark | None = Field(
+        None,
+        description="By the build, or by the latest `inferoptim bench` of this folder; None = not measured.",
+    )
     warnings: tuple[str, ...] = ()
     files: dict[str, str] = Field(description="SHA-256 of every other file of the folder.")
 
@@ -122,13 +158,34 @@ def read_artefact(folder: Path) -> Artefact | None:
     Raises:
         DataError: it cannot be read.
     """
-    path = folder / ARTEFACT_NAME
-    if not path.is_file():
-        return None
+    content = artefact_json(folder)
     try:
-        return Artefact.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        return None if content is None else Artefact.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        raise DataError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
+        where = ".".join(map(str, first["loc"]))
+        raise DataError(f"{folder / ARTEFACT_NAME}: {where}: {first['msg']}") from error
+
+
+def record_benchmark(folder: Path, summary: Summary) -> bool:
+    """Put what a bench run measured of the artefact in `folder` into its ``artefact.json``.
+
+    Returns:
+        False where the folder holds no artefact or nothing was measured: the file stays as it is.
+    """
+    artefact = read_artefact(folder)
+    labels = {c.config_id: c.label for c in summary.configurations}
+    rows = tuple(
+        BenchmarkRow(
+            configuration=labels[m.config_id],
+            workload=m.workload,
+            output_tokens_per_s=m.output_tokens_per_s,
+        )
+        for m in summary.metrics
+        if m.output_tokens_per_s is not None
+    )
+    if artefact is None or not rows:
+        return False
+    benchmark = Benchmark(measured_by="bench", machine=machine(), rows=rows)
+    write_atomic(folder / ARTEFACT_NAME, artefact.model_copy(update={"benchmark": benchmark}).to_json())
+    return True

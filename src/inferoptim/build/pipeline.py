@@ -22,7 +22,9 @@ from inferoptim.build.prove import Runnable, prove
 from inferoptim.build.quantise import ProductReport, QuantisedLayer, quantise_layer
 from inferoptim.build.quantization_config import compressed_tensors_config, modelopt_config
 from inferoptim.build.recipe import Recipe
+from inferoptim.build.sensitivity import Sensitivity, measure, most_sensitive, trade_off
 from inferoptim.build.source import PRODUCTS, SourceModel
+from inferoptim.build.speed import measure_speed
 from inferoptim.build.tune import TuneRequest, tune
 from inferoptim.build.writer import ShardWriter
 from inferoptim.config import EngineConfig
@@ -56,8 +58,9 @@ class BuildRequest:
         proof: texts for the proof, by language; must not be among the calibration texts.
         limits: max_batch_size, max_input_len, max_output_len; what the artefact will be asked for.
         tune_budget_s: 0 = no tuning.
+        speed_runs: timed runs of the artefact; 0: speed is not measured.
         export: 'hf' (compressed-tensors) or 'modelopt'.
-        reproducible: no time stamp, no machine-dependent parts (tuning), so that two builds give the same bytes.
+        reproducible: no time stamp, no machine-dependent parts (tuning, speed), so that two builds give the same bytes.
     """
 
     files: ModelFiles
@@ -70,6 +73,7 @@ class BuildRequest:
     limits: Mapping[str, int] = field(default_factory=dict)
     calibration_tokens: int = 2048
     tune_budget_s: float = 0.0
+    speed_runs: int = 0
     export: str = "hf"
     reproducible: bool = False
     force: bool = False
@@ -104,7 +108,11 @@ def build_artefact(request: BuildRequest, progress: Progress | None = None) -> p
         warnings.append(line)
     with _staging(out) as folder:
         require_room(out.parent, source_tensor_bytes(source.spec, dtype))
-        layers, written_bytes = _quantise(source, recipe, calibration, dtype, folder, progress)
+        sensitivity: list[Sensitivity] = []
+        if recipe.keep_share is not None:
+            sensitivity = measure(source, recipe, dtype, calibration.tokens, progress)
+        keep = most_sensitive(sensitivity, recipe.keep_share or 0.0)
+        layers, written_bytes = _quantise(source, recipe, calibration, dtype, folder, keep, progress)
         reports = [report for layer in layers for report in layer.reports]
         _write_settings(request, source, reports, folder)
         engine = _engine_settings(request, folder)
@@ -113,6 +121,11 @@ def build_artefact(request: BuildRequest, progress: Progress | None = None) -> p
         if request.tune_budget_s > 0 and not request.reproducible:
             tuning = tune(TuneRequest(folder, engine, request.limits, request.tune_budget_s), progress)
             engine |= tuning.settings
+        benchmark = None
+        if request.speed_runs > 0 and not request.reproducible:
+            if progress:
+                progress("speed", 0, 1)
+            benchmark = measure_speed(folder, engine, request.limits, request.speed_runs)
         names = [*model_file_names(folder), *(n for n in _COPIED if (folder / n).is_file())]
         digests = {r.name: r.sha256 for r in record_files(folder, sorted(set(names)))}
         result = parts.Artefact(
@@ -135,7 +148,8 @@ def build_artefact(request: BuildRequest, progress: Progress | None = None) -> p
             ),
             limits=dict(request.limits),
             engine=engine,
-            layers=tuple(_layer_error(i, layer) for i, layer in enumerate(layers)),
+            layers=tuple(_layer_error(i, layer, sensitivity) for i, layer in enumerate(layers)),
+            trade_off=trade_off(sensitivity),
             memory=parts.Memory(
                 tensors_bytes=written_bytes,
                 predicted_tensors_bytes=predicted_tensor_bytes(source.spec, recipe, dtype, reports),
@@ -144,6 +158,7 @@ def build_artefact(request: BuildRequest, progress: Progress | None = None) -> p
             ),
             quality=quality,
             tuning=tuning,
+            benchmark=benchmark,
             warnings=tuple(warnings),
             files=digests,
         )
@@ -158,6 +173,7 @@ def _quantise(
     calibration: CalibrationSet,
     dtype: torch.dtype,
     folder: Path,
+    keep: frozenset[tuple[int, str]],
     progress: Progress | None,
 ) -> tuple[list[QuantisedLayer], int]:
     """Layer after layer, each written before the next is read; what is returned has lost its tensors."""
@@ -168,7 +184,9 @@ def _quantise(
     for index in range(source.spec.num_layers):
         if progress:
             progress("quantising layers", index, source.spec.num_layers)
-        layer, exact, quantised = quantise_layer(source, source.layer(index), recipe, dtype, exact, quantised)
+        layer, exact, quantised = quantise_layer(
+            source, source.layer(index), recipe, dtype, exact, quantised, keep
+        )
         for name, tensor in sorted(layer.tensors.items()):
             writer.add(f"model.layers.{index}.{name}", tensor)
         layer.tensors = {}
@@ -264,12 +282,13 @@ def _free_memory_bytes() -> int:
     return free if limit is None else min(free, limit)
 
 
-def _layer_error(index: int, layer: QuantisedLayer) -> parts.LayerError:
+def _layer_error(index: int, layer: QuantisedLayer, sensitivity: list[Sensitivity]) -> parts.LayerError:
     return parts.LayerError(
         layer=index,
         drift=_rounded(layer.drift),
         products={r.product: _rounded(r.error) for r in layer.reports},
         kept=tuple(r.product for r in layer.reports if r.kept),
+        sensitivity={s.product: _rounded(s.drift) for s in sensitivity if s.layer == index},
         alphas={r.product: r.alpha for r in layer.reports if r.alpha is not None},
     )
 

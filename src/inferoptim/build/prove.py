@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from inferoptim.build.artefact import Quality, read_artefact
+from inferoptim.build.artefact import Quality
 from inferoptim.build.paired import detectable_increase
 from inferoptim.config import EngineConfig
 from inferoptim.engine.loading import choose_device
 from inferoptim.engine.runner import DecoderLike
 from inferoptim.engine.scoring import Scorer, TokenDivergence, divergence
 from inferoptim.kernels import cpu
+from inferoptim.models.artefact import engine_fields
 from inferoptim.models.fused import FusedDecoder, unsupported
 from inferoptim.models.hub import resolve_model
 from inferoptim.models.load import load_decoder, read_spec
@@ -176,8 +177,7 @@ def distribution_of_sides(
 
 def _runnable(name: str) -> Runnable:
     folder = resolve_model(name).folder
-    artefact = read_artefact(folder)
-    settings = artefact.engine if artefact else {}
+    settings, _ = engine_fields(folder)
     kv = str(settings.get("kv_quantization", "none"))
     return Runnable(
         folder,

@@ -9,19 +9,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 
 from inferoptim.build.recipe import Recipe
-from inferoptim.build.source import PRODUCTS, Layer, SourceModel, exact
+from inferoptim.build.source import PRODUCTS, Layer, SourceModel
+from inferoptim.kernels import stock
 from inferoptim.kernels.reference import quantize_kv
 from inferoptim.quant import gptq, smooth
 from inferoptim.quant.grid import FP8, INT4, INT8, Grid, encode
-from inferoptim.quant.observers import tensor_scale, weight_scales
+from inferoptim.quant.observers import affine_scales, tensor_scale, weight_scales
 from inferoptim.quant.packing import pack_rows
 
 _GRID = {"fp8": FP8, "int8": INT8, "int8-weight-only": INT8, "int4-weight-only": INT4}
 _NORM_BEFORE = {"qkv": "input_layernorm.weight", "gate_up": "post_attention_layernorm.weight"}
 Tensors = dict[str, torch.Tensor]
+Rounding = Callable[[torch.Tensor], torch.Tensor]
+RETARGET = True
+WEIGHTED = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,80 +67,136 @@ def quantise_layer(
     dtype: torch.dtype,
     x_exact_BLH: torch.Tensor,
     x_BLH: torch.Tensor,
+    keep: frozenset[tuple[int, str]] = frozenset(),
 ) -> tuple[QuantisedLayer, torch.Tensor, torch.Tensor]:
-    """Quantise one layer on the inputs that the quantised layers before it give.
+    """Quantise one layer, product after product, on the inputs that the quantised products before it give.
 
     Args:
         layer: float32 tensors; rewritten by smoothing.
         dtype: of what stays dense, and of the scales, so that other engines read the same values.
         x_exact_BLH: input of the layer in the original model.
         x_BLH: input in the model quantised so far.
+        keep: (layer, product) of those to leave in the model's type.
 
     Returns:
         (the layer, the next layer's exact input, its input in the quantised model).
     """
-    next_exact = source.run(layer, x_exact_BLH, exact(layer))
-    inputs: Tensors = {}
-
-    def record(name: str, x: torch.Tensor) -> torch.Tensor:
-        inputs[name] = x.flatten(0, -2)
-        return F.linear(x, layer.weight(name))
-
-    kv: list[torch.Tensor] = []
-    source.run(layer, x_BLH, record, lambda k, v: kv.extend((k, v)))
-    alphas = _smooth(layer, inputs, recipe, dtype) if recipe.quantization == "int8" and recipe.smooth else {}
-    tensors: Tensors = {}
-    reports, simulated = [], {}
-    for product in PRODUCTS:
-        rounded, stored, quantise_inputs = _quantise_product(layer, product, inputs[product], recipe, dtype)
-        reference = inputs[product] @ layer.weight(product).T
-        got = quantise_inputs(inputs[product]) @ rounded.T
-        error = float((got - reference).norm() / reference.norm().clamp_min(1e-12))
-        kept = recipe.keep_above is not None and error > recipe.keep_above
-        if kept or recipe.quantization == "none":
-            dense = {f"{m}.weight": layer.tensors[f"{m}.weight"].to(dtype) for m in PRODUCTS[product]}
-            stored, quantise_inputs = dense, _as_is
-            rounded = layer.weight(product).to(dtype).float()
-        simulated[product] = (rounded, quantise_inputs)
-        tensors |= stored
-        reports.append(ProductReport(layer.index, product, error, kept, alphas.get(product)))
-
-    def quantised(name: str, x: torch.Tensor) -> torch.Tensor:
-        weight, round_inputs = simulated[name]
-        return F.linear(round_inputs(x), weight)
-
-    next_x = source.run(layer, x_BLH, quantised)
+    next_exact, inputs = source.run_recorded(layer, x_exact_BLH)
+    work = LayerWork(layer, recipe, dtype, inputs, keep, _token_weights(next_exact))
+    next_x = source.run(layer, x_BLH, work.product, work.observe_kv)
+    tensors = work.tensors
     tensors |= {n: t.to(dtype) for n, t in layer.tensors.items() if n.endswith(".bias") or "norm" in n}
-    if recipe.kv_cache_dtype != "auto":
-        grid = FP8 if recipe.kv_cache_dtype == "fp8" else INT8
-        for name, values in zip(("self_attn.k_scale", "self_attn.v_scale"), kv, strict=True):
-            tensors[name] = tensor_scale(values, grid, recipe.observer).to(torch.float32).view(1)
     drift = float((next_x - next_exact).norm() / next_exact.norm().clamp_min(1e-12))
-    return QuantisedLayer(tensors, reports, drift), next_exact, next_x
+    return QuantisedLayer(tensors, work.reports, drift), next_exact, next_x
 
 
-def _smooth(layer: Layer, inputs: Tensors, recipe: Recipe, dtype: torch.dtype) -> dict[str, float]:
-    """Fold smoothing factors into the layer where they lower the error; rewrites its tensors and `inputs`.
+class LayerWork:
+    """A layer being quantised while its quantised self runs: `product` is called in the order of the forward pass.
+
+    Attributes:
+        tensors: as the checkpoint will hold them.
+        reports: one a product.
+        simulated: product → (what is left of its weight, the rounding of its inputs).
+    """
+
+    def __init__(
+        self,
+        layer: Layer,
+        recipe: Recipe,
+        dtype: torch.dtype,
+        exact: Tensors,
+        keep: frozenset[tuple[int, str]] = frozenset(),
+        token_weights_T1: torch.Tensor | None = None,
+    ) -> None:
+        """Args: exact: inputs of each product in the original model; consumed."""
+        self._token_weights = token_weights_T1
+        self._layer, self._recipe, self._dtype, self._exact, self._keep = layer, recipe, dtype, exact, keep
+        self._down: tuple[torch.Tensor, float] | None = None
+        self.simulated: dict[str, tuple[torch.Tensor, Rounding]] = {}
+        self.tensors: Tensors = {}
+        self.reports: list[ProductReport] = []
+
+    def observe_kv(self, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Scales of the cached keys and values."""
+        if self._recipe.kv_cache_dtype == "auto":
+            return
+        grid = FP8 if self._recipe.kv_cache_dtype == "fp8" else INT8
+        for name, values in (("self_attn.k_scale", k), ("self_attn.v_scale", v)):
+            self.tensors[name] = tensor_scale(values, grid, self._recipe.observer).to(torch.float32).view(1)
+
+    def product(self, name: str, x_BLK: torch.Tensor) -> torch.Tensor:
+        """Quantise the product on these inputs; returns what it then gives."""
+        layer, recipe, dtype = self._layer, self._recipe, self._dtype
+        x, exact = x_BLK.flatten(0, -2), self._exact.pop(name)
+        x, exact, alpha = self._smoothed(name, x, exact)
+        reference = x @ layer.weight(name).T
+        weights = self._token_weights if name in ("o", "down") and WEIGHTED else None
+        rounded, stored, round_inputs = _quantise_product(layer, name, x, exact, weights, recipe, dtype)
+        got = round_inputs(x) @ rounded.T
+        error = float((got - reference).norm() / reference.norm().clamp_min(1e-12))
+        kept = (layer.index, name) in self._keep
+        kept |= recipe.keep_above is not None and error > recipe.keep_above
+        if kept or recipe.quantization == "none":
+            stored = {f"{m}.weight": layer.tensors[f"{m}.weight"].to(dtype) for m in PRODUCTS[name]}
+            rounded, round_inputs = layer.weight(name).to(dtype).float(), _as_is
+            got = x @ rounded.T
+        self.simulated[name] = (rounded, round_inputs)
+        self.tensors |= stored
+        self.reports.append(ProductReport(layer.index, name, error, kept, alpha))
+        return got.view(*x_BLK.shape[:-1], -1)
+
+    def _smoothed(
+        self, name: str, x: torch.Tensor, exact: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, float | None]:
+        """The inputs divided by factors that the layer's tensors take up, and the exponent; as they were without smoothing."""
+        if not (self._recipe.quantization == "int8" and self._recipe.smooth):
+            return x, exact, None
+        if name == "down":  # divided by the rows of up already
+            assert self._down is not None
+            s, alpha = self._down
+            return x, exact / s, alpha
+        if name == "o":
+            return x, exact, None
+        s, alpha = _smooth_after_norm(self._layer, name, x, self._dtype)
+        x, exact = x / s, exact / s
+        if name == "gate_up":  # down's factors change the rows of up: they are found before up is rounded
+            self._down = _smooth_down(self._layer, stock.silu_mul(x @ self._layer.weight("gate_up").T))
+        return x, exact, alpha
+
+
+def _token_weights(x_BLH: torch.Tensor) -> torch.Tensor:
+    """1 / root mean square of each token of the residual stream, [T, 1], mean 1: the norms behind divide by it.
+
+    Without it the few tokens of huge activations (a sequence's first) would be all that compensation sees.
+    """
+    x_TH = x_BLH.flatten(0, -2)
+    weights = x_TH.square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt()
+    return weights / weights.mean()
+
+
+def _smooth_after_norm(
+    layer: Layer, product: str, x_TK: torch.Tensor, dtype: torch.dtype
+) -> tuple[torch.Tensor, float]:
+    """Fold factors into the norm before a product and into the product's weight.
 
     The norm is rounded to the model's type first and the weight takes what it really divides by, so that folding is exact.
     """
-    alphas: dict[str, float] = {}
-    for product in ("down", "qkv", "gate_up"):  # down first: it rewrites rows of up
-        weight = layer.weight(product)
-        s, alpha = smooth.best_factors(inputs[product], weight, INT8, smooth.int8_inputs)
-        alphas[product] = alpha
-        if alpha == 0:
-            continue
-        if product == "down":
-            layer.tensors["mlp.up_proj.weight"] = layer.tensors["mlp.up_proj.weight"] / s[:, None]
-        else:
-            norm = layer.tensors[_NORM_BEFORE[product]]
-            divided = (norm / s).to(dtype).float()
-            s = torch.where(divided == 0, torch.ones_like(s), norm / divided)
-            layer.tensors[_NORM_BEFORE[product]] = torch.where(divided == 0, norm, divided)
-        inputs[product] = inputs[product] / s
-        layer.set_weight(product, weight * s)
-    return alphas
+    weight, norm = layer.weight(product), layer.tensors[_NORM_BEFORE[product]]
+    s, alpha = smooth.best_factors(x_TK, weight, INT8, smooth.int8_inputs)
+    divided = (norm / s).to(dtype).float()
+    s = torch.where(divided == 0, torch.ones_like(s), norm / divided)
+    layer.tensors[_NORM_BEFORE[product]] = torch.where(divided == 0, norm, divided)
+    layer.set_weight(product, weight * s)
+    return s, alpha
+
+
+def _smooth_down(layer: Layer, x_TK: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Fold factors into the rows of up and the columns of down."""
+    weight = layer.weight("down")
+    s, alpha = smooth.best_factors(x_TK, weight, INT8, smooth.int8_inputs)
+    layer.tensors["mlp.up_proj.weight"] = layer.tensors["mlp.up_proj.weight"] / s[:, None]
+    layer.set_weight("down", weight * s)
+    return s, alpha
 
 
 def _as_is(x: torch.Tensor) -> torch.Tensor:
@@ -150,16 +209,21 @@ def _fp8_inputs(x: torch.Tensor) -> torch.Tensor:
 
 
 def _quantise_product(
-    layer: Layer, product: str, x_TK: torch.Tensor, recipe: Recipe, dtype: torch.dtype
-) -> tuple[torch.Tensor, Tensors, Callable[[torch.Tensor], torch.Tensor]]:
+    layer: Layer,
+    product: str,
+    x_TK: torch.Tensor,
+    exact_TK: torch.Tensor,
+    token_weights_T1: torch.Tensor | None,
+    recipe: Recipe,
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, Tensors, Rounding]:
     """(what is left of the weight [N, K], its tensors in the checkpoint, the rounding of its inputs)."""
     if recipe.quantization == "none":
         return layer.weight(product).to(dtype).float(), {}, _as_is
     grid = _GRID[recipe.quantization]
     stored: Tensors = {}
     rounded: list[torch.Tensor] = []
-    importance = x_TK.square().mean(0)
-    round_inputs: Callable[[torch.Tensor], torch.Tensor] = _as_is
+    round_inputs: Rounding = _as_is
     if recipe.quantization == "int8":
         round_inputs = smooth.int8_inputs
     elif recipe.quantization == "fp8":
@@ -169,38 +233,67 @@ def _quantise_product(
             round_inputs = _static_fp8(input_scale)
             stored |= {f"{m}.input_scale": input_scale.view(1).clone() for m in PRODUCTS[product]}
     weights = [layer.tensors[f"{module}.weight"] for module in PRODUCTS[product]]
-    scales = [_scales(weight, recipe, grid, importance).to(dtype).float() for weight in weights]
-    if recipe.quantization == "int4-weight-only" and recipe.compensate:
-        q_of_all = gptq.compensate(torch.cat(weights), torch.cat(scales), gptq.hessian(x_TK), grid)
+    x, exact = round_inputs(x_TK), exact_TK
+    if token_weights_T1 is not None:
+        x, exact = x * token_weights_T1, exact * token_weights_T1
+    importance = x.square().mean(0)
+    by = gptq.compensation(x, exact) if recipe.compensate else None
+    if by is not None and RETARGET:
+        weights = [by.moved(weight) for weight in weights]
+    pairs = [_scales(weight, recipe, grid, importance) for weight in weights]
+    scales = [scale.to(dtype).float() for scale, _ in pairs]
+    zeros = [zero for _, zero in pairs if zero is not None]
+    if by is not None:
+        all_zeros = torch.cat(zeros) if zeros else None
+        q_of_all = gptq.compensate(torch.cat(weights), torch.cat(scales), by, grid, all_zeros)
         quantised = list(torch.split(q_of_all, [len(weight) for weight in weights]))
     else:
-        quantised = [encode(weight, scale, grid) for weight, scale in zip(weights, scales, strict=True)]
-    for module, q, scale in zip(PRODUCTS[product], quantised, scales, strict=True):
-        rounded.append((q.float().reshape(len(q), scale.shape[1], -1) * scale[..., None]).flatten(1))
-        stored |= {f"{module}.{n}": t for n, t in _checkpoint_tensors(q, scale, recipe, grid, dtype).items()}
+        quantised = [
+            encode(weight, scale, grid, zero)
+            for weight, scale, (_, zero) in zip(weights, scales, pairs, strict=True)
+        ]
+    for module, q, scale, (_, zero) in zip(PRODUCTS[product], quantised, scales, pairs, strict=True):
+        steps = q.float().reshape(len(q), scale.shape[1], -1)
+        steps = steps if zero is None else steps - zero[..., None]
+        rounded.append((steps * scale[..., None]).flatten(1))
+        tensors = _checkpoint_tensors(q, scale, zero, recipe, grid, dtype)
+        stored |= {f"{module}.{n}": t for n, t in tensors.items()}
     return torch.cat(rounded), stored, round_inputs
 
 
-def _scales(weight_NK: torch.Tensor, recipe: Recipe, grid: Grid, importance_K: torch.Tensor) -> torch.Tensor:
+def _scales(
+    weight_NK: torch.Tensor, recipe: Recipe, grid: Grid, importance_K: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(scales [N, G], zero points [N, G] where the recipe has them)."""
     if recipe.quantization == "fp8" and recipe.granularity == "tensor":
-        return tensor_scale(weight_NK, grid, recipe.observer).view(1, 1).expand(len(weight_NK), 1)
+        return tensor_scale(weight_NK, grid, recipe.observer).view(1, 1).expand(len(weight_NK), 1), None
     group = group_size_for(weight_NK.shape[1], recipe.group_size) if grid is INT4 else None
-    return weight_scales(weight_NK, grid, recipe.observer, group_size=group, importance_K=importance_K)
+    if group is not None and not recipe.symmetric:
+        return affine_scales(weight_NK, grid, recipe.observer, group_size=group, importance_K=importance_K)
+    scale = weight_scales(weight_NK, grid, recipe.observer, group_size=group, importance_K=importance_K)
+    return scale, None
 
 
-def _static_fp8(scale: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+def _static_fp8(scale: torch.Tensor) -> Rounding:
     return lambda x: FP8.to_grid(x / scale) * scale
 
 
 def _checkpoint_tensors(
-    q_NK: torch.Tensor, scale_NG: torch.Tensor, recipe: Recipe, grid: Grid, dtype: torch.dtype
+    q_NK: torch.Tensor,
+    scale_NG: torch.Tensor,
+    zero_NG: torch.Tensor | None,
+    recipe: Recipe,
+    grid: Grid,
+    dtype: torch.dtype,
 ) -> Tensors:
     scale = scale_NG.to(dtype).contiguous()
     if recipe.quantization in ("int8", "fp8"):
         per_tensor = recipe.granularity == "tensor"
         return {"weight": q_NK.to(grid.dtype), "weight_scale": scale[0].clone() if per_tensor else scale}
+    zeros = {} if zero_NG is None else {"weight_zero_point": pack_rows(zero_NG.T, grid.bits).T.contiguous()}
     return {
         "weight_packed": pack_rows(q_NK, grid.bits),
         "weight_scale": scale,
         "weight_shape": torch.tensor(q_NK.shape, dtype=torch.int64),
+        **zeros,
     }

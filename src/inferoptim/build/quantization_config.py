@@ -73,7 +73,9 @@ def _groups(recipe: Recipe, spec: ModelSpec) -> dict[str, Any]:
         targets = [f"re:.*{re.escape(module)}$" for module in PRODUCTS[product]]
         sizes.setdefault(group_size_for(k, recipe.group_size), []).extend(targets)
     return {
-        f"group_{i}": _group(targets, _args(4, "int", "group", group_size=size), None, recipe)
+        f"group_{i}": _group(
+            targets, _args(4, "int", "group", group_size=size, symmetric=recipe.symmetric), None, recipe
+        )
         for i, (size, targets) in enumerate(sorted(sizes.items()))
     }
 
@@ -91,12 +93,18 @@ def _group(
 
 
 def _args(
-    bits: int, kind: str, strategy: str, *, dynamic: bool = False, group_size: int | None = None
+    bits: int,
+    kind: str,
+    strategy: str,
+    *,
+    dynamic: bool = False,
+    group_size: int | None = None,
+    symmetric: bool = True,
 ) -> dict[str, Any]:
     return {
         "num_bits": bits,
         "type": kind,
-        "symmetric": True,
+        "symmetric": symmetric,
         "strategy": strategy,
         "dynamic": dynamic,
         "group_size": group_size,

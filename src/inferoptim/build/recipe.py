@@ -20,10 +20,11 @@ class Recipe(BaseModel):
     quantization: Quantization = "int8"
     observer: ObserverName = Field("mse", description="Which scale a weight gets: max, percentile or mse.")
     smooth: bool = Field(True, description="int8: SmoothQuant where it lowers the error.")
-    compensate: bool = Field(True, description="int4: GPTQ error compensation.")
+    compensate: bool = Field(True, description="GPTQ error compensation.")
     group_size: int = Field(
         128, ge=32, description="int4: input channels that share a scale, where it divides them."
     )
+    symmetric: bool = Field(True, description="int4: no zero points.")
     granularity: Literal["channel", "tensor"] = Field(
         "channel", description="fp8: scales per output channel or per tensor."
     )
@@ -38,12 +39,22 @@ class Recipe(BaseModel):
         description="Leave a product in the model's type where its relative error would pass this; None: quantise all.",
     )
 
+    keep_share: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Leave the most sensitive products in the model's type, up to this share of the linear weights; "
+        "0: measure only; None: do not measure sensitivity.",
+    )
+
     @model_validator(mode="after")
     def _no_contradiction(self) -> Recipe:
         if self.quantization != "fp8" and (self.granularity, self.activations) != ("channel", "dynamic"):
             raise ValueError("granularity and activations choose between FP8 recipes: set quantization=fp8")
-        if self.quantization == "none" and self.keep_above is not None:
-            raise ValueError("keep_above has nothing to keep with quantization=none")
+        if not self.symmetric and (self.quantization != "int4-weight-only" or self.observer == "percentile"):
+            raise ValueError("symmetric=false needs quantization=int4-weight-only, and observer max or mse")
+        if self.quantization == "none" and (self.keep_above, self.keep_share) != (None, None):
+            raise ValueError("keep_above and keep_share have nothing to keep with quantization=none")
         return self
 
     @property
@@ -53,12 +64,14 @@ class Recipe(BaseModel):
 
     def describe(self) -> str:
         """In a few words, for people."""
+        gptq = " with GPTQ" if self.compensate else ""
+        zeros = "" if self.symmetric else " with zero points"
         words = {
             "none": "weights as they are",
-            "fp8": f"FP8 W8A8, weights per {self.granularity}, inputs {self.activations}",
-            "int8": f"INT8 W8A8{' with SmoothQuant' if self.smooth else ''}, inputs per token",
-            "int8-weight-only": "INT8 weights per channel",
-            "int4-weight-only": f"INT4 weights in groups of {self.group_size}{' with GPTQ' if self.compensate else ''}",
+            "fp8": f"FP8 W8A8, weights per {self.granularity}, inputs {self.activations}{gptq}",
+            "int8": f"INT8 W8A8{' with SmoothQuant' if self.smooth else ''}, inputs per token{gptq}",
+            "int8-weight-only": f"INT8 weights per channel{gptq}",
+            "int4-weight-only": f"INT4 weights in groups of {self.group_size}{zeros}{gptq}",
         }[self.quantization]
         kv = "" if self.kv_cache_dtype == "auto" else f", {self.kv_cache_dtype} KV-cache"
         observer = "" if self.quantization == "none" else f", {self.observer} observer"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -12,13 +13,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from inferoptim.build.artefact import read_artefact
 from inferoptim.build.tasks import Task, likeliest, matches
 from inferoptim.config import EngineConfig, SamplingParams
 from inferoptim.engine.llm import LLM
 from inferoptim.errors import UnsupportedError
+from inferoptim.models.artefact import engine_fields
 
 Array = NDArray[np.float64]
+_log = logging.getLogger(__name__)
 _ANSWER_TOKENS = 48
 
 
@@ -46,8 +48,9 @@ class LocalSide:
     def __init__(self, name: str) -> None:
         self.name = name
         folder = Path(name).expanduser()
-        artefact = read_artefact(folder) if folder.is_dir() else None
-        settings: dict[str, Any] = dict(artefact.engine) if artefact else {}
+        settings, warning = engine_fields(folder)
+        if warning:
+            _log.warning(warning)
         settings.pop("max_model_len", None)  # the texts of the comparison may be longer than what is served
         if not torch.cuda.is_available() and settings.get("kv_quantization") == "fp8":
             settings.pop("kv_quantization")

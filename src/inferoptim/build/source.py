@@ -146,10 +146,15 @@ class SourceModel:
         gate_up = product("gate_up", stock.rms_norm(x, tensors["post_attention_layernorm.weight"], eps))
         return x + product("down", stock.silu_mul(gate_up))
 
+    def run_recorded(self, layer: Layer, x_BLH: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The layer's own output, and the inputs [B * L, K] of each of its products."""
+        inputs: dict[str, torch.Tensor] = {}
 
-def exact(layer: Layer) -> Product:
-    """The layer's own products."""
-    return lambda name, x: F.linear(x, layer.weight(name))
+        def record(name: str, x: torch.Tensor) -> torch.Tensor:
+            inputs[name] = x.flatten(0, -2)
+            return F.linear(x, layer.weight(name))
+
+        return self.run(layer, x_BLH, record), inputs
 
 
 def _mask(length: int, window: int | None) -> torch.Tensor:

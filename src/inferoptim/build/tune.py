@@ -1,7 +1,9 @@
 """The tuner: engine settings tried on this machine within a time budget, one after the other, the better one kept.
 
-What is searched: the token budget of a step (the chunk size), the block size of the KV-cache and, on a GPU, the most
-sequences that a captured step takes. Found settings are remembered by machine, software and model shape.
+What is searched: the token budget of a step (the chunk size), the block size of the KV-cache, on a CPU the threads, on a
+GPU the most sequences of a step (the top of the ladder of captured graphs). Found settings are remembered by machine,
+software and model shape. Trials run in a process of their own, which is ended when the budget is: neither a slow load nor
+a setting that crashes can overrun it or take the build with it.
 """
 
 from __future__ import annotations
@@ -9,31 +11,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from inferoptim.build.artefact import Tuning
-from inferoptim.config import EngineConfig, SamplingParams
-from inferoptim.engine.llm import LLM
+from inferoptim.build.speed import from_process, timed_runs
 from inferoptim.hardware.cpu import usable_cores
-from inferoptim.kernels import cpu
 from inferoptim.models.cache import cache_root
 from inferoptim.models.load import read_spec
+from inferoptim.models.machine import machine
 from inferoptim.records.writer import write_atomic
 
-_SEARCH: dict[str, tuple[int, ...]] = {
-    "max_num_batched_tokens": (2048, 512, 1024, 4096),
-    "block_size": (16, 32, 64),
-}
 _RUNS = 2  # of a trial, the better counts: the first pays for what is lazy
 Progress = Callable[[str, int, int], None]
+Settings = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,91 +44,84 @@ class TuneRequest:
     budget_s: float
 
 
-def machine() -> dict[str, str]:
-    """What tuned settings hold for."""
-    facts = {"torch": torch.__version__, "cores": str(usable_cores()), "processor": platform.machine()}
-    if torch.cuda.is_available():
-        facts["device"] = torch.cuda.get_device_name(0)
-        facts["cuda"] = str(torch.version.cuda)
+def search_space(engine: Mapping[str, Any], *, cuda: bool, cores: int) -> dict[str, tuple[int, ...]]:
+    """Setting → values to try against the engine's default; what `engine` fixes already is not searched."""
+    space: dict[str, tuple[int, ...]] = {
+        "max_num_batched_tokens": (512, 1024, 4096),
+        "block_size": (32, 64),
+    }
+    if cuda:
+        space["max_num_seqs"] = (8, 16, 64, 128)
     else:
-        facts["device"] = "cpu"
-        facts["kernels"] = cpu.isa() or "torch"
-    return facts
+        fewer = {cores // 2, cores - 1} - {0, cores}
+        space["num_threads"] = tuple(sorted(fewer, reverse=True))
+    return {name: values for name, values in space.items() if name not in engine and values}
 
 
 def tune(request: TuneRequest, progress: Progress | None = None) -> Tuning:
-    """Search within the budget; a remembered result costs nothing.
-
-    A trial starts only if it should end within the budget, by what the slowest one took so far; the first always runs.
-    """
-    remembered = _remembered(request)
-    if remembered is not None:
+    """Search within the budget; a remembered result costs nothing."""
+    space = search_space(request.engine, cuda=torch.cuda.is_available(), cores=usable_cores())
+    memory = _memory(request, space)
+    if (remembered := _remembered(memory)) is not None:
         return remembered
     started = time.perf_counter()
-    best: dict[str, Any] = {}
-    trials: list[dict[str, Any]] = []
-    slowest = 0.0
-    rate = -1.0
-    candidates = [("", 0)] + [(name, value) for name, values in _SEARCH.items() for value in values[1:]]
-    for i, (name, value) in enumerate(candidates):
-        left = request.budget_s - (time.perf_counter() - started)
-        if trials and slowest > left:
-            break
+    total = 1 + sum(map(len, space.values()))
+    trials: list[tuple[Settings, float]] = []
+    if progress:
+        progress("tuning", 0, total)
+    for trial in from_process(_search, request, space, budget_s=request.budget_s):
+        trials.append(trial)
         if progress:
-            progress("tuning", i, len(candidates))
-        settings = {**best, name: value} if name else {}
-        begun = time.perf_counter()
-        tried = _trial(request, settings)
-        slowest = max(slowest, time.perf_counter() - begun)
-        trials.append({**settings, "output_tokens_per_s": round(tried, 1)})
-        if tried > rate:
-            rate, best = tried, settings
+            progress("tuning", len(trials), total)
+    best: Settings = max(trials, key=lambda trial: trial[1])[0] if trials else {}
     tuning = Tuning(
         machine=machine(),
         settings=best,
-        trials=tuple(trials),
+        trials=tuple({**settings, "output_tokens_per_s": round(rate, 1)} for settings, rate in trials),
         spent_s=round(time.perf_counter() - started, 2),
     )
-    with suppress(OSError):  # an unwritable cache costs the next build its time again
-        path = _memory(request)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, tuning.model_dump_json())
+    if trials:
+        with suppress(OSError):  # an unwritable cache costs the next build its time again
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(memory, tuning.model_dump_json())
     return tuning
 
 
-def _trial(request: TuneRequest, settings: Mapping[str, Any]) -> float:
-    """Output tokens per second on random prompts of the sizes asked for, made small enough for a trial."""
-    fields = {**request.engine, **settings, "prefix_caching": False}
-    llm = LLM(EngineConfig.create(model=str(request.folder), **fields))
-    longest = llm.config.max_model_len or llm.core.spec.max_position
-    prompt = min(request.limits.get("max_input_len", 128), 512, longest // 2)
-    output = min(request.limits.get("max_output_len", 32), 32, longest - prompt)
-    count = min(request.limits.get("max_batch_size", 8), 16)
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, llm.core.spec.vocab_size, (count, prompt), generator=generator).tolist()
-    sampling = SamplingParams(max_tokens=output, temperature=0.0, ignore_eos=True)
-    times = []
-    for _ in range(_RUNS):
-        begun = time.perf_counter()
-        llm.generate(ids, sampling)
-        times.append(time.perf_counter() - begun)
-    return count * output / min(times)
+def _search(request: TuneRequest, space: Mapping[str, tuple[int, ...]], send: Connection) -> None:
+    """One setting after the other, each beside the best so far; every trial is sent as it ends."""
+    best: Settings = {}
+    rate = _trial(request, best)
+    send.send((best, rate))
+    for name, values in space.items():
+        base = best
+        for value in values:
+            settings = {**base, name: value}
+            tried = _trial(request, settings)
+            send.send((settings, tried))
+            if tried > rate:
+                best, rate = settings, tried
+    send.close()
 
 
-def _memory(request: TuneRequest) -> Path:
+def _trial(request: TuneRequest, settings: Settings) -> float:
+    """Output tokens per second of the better run."""
+    _, times = timed_runs(request.folder, {**request.engine, **settings}, request.limits, _RUNS)
+    return max(tokens / seconds for tokens, seconds in times)
+
+
+def _memory(request: TuneRequest, space: Mapping[str, tuple[int, ...]]) -> Path:
     key = {
         "machine": machine(),
         "shape": asdict(read_spec(request.folder)),
         "engine": dict(request.engine),
         "limits": dict(request.limits),
-        "search": _SEARCH,
+        "search": space,
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:24]
     return cache_root() / "tuning" / f"{digest}.json"
 
 
-def _remembered(request: TuneRequest) -> Tuning | None:
-    path = _memory(request)
+def _remembered(path: Path) -> Tuning | None:
     try:
         return Tuning.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

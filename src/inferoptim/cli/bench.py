@@ -197,6 +197,7 @@ def _run(
     plan: BenchPlan, folder: Path, *, resume: bool, force: bool, remeasure: bool, lang: str, json: bool
 ) -> None:
     from inferoptim.bench.protocol import Bench, resolve
+    from inferoptim.build.artefact import record_benchmark
     from inferoptim.cli.progress import BenchProgress, download_progress
     from inferoptim.cli.report import publish
     from inferoptim.models.hub import resolve_model
@@ -226,6 +227,7 @@ def _run(
                 err=True,
             )
             raise
+    record_benchmark(files.folder, summary)
     if json:
         typer.echo(summary.model_dump_json(indent=2))
     else:

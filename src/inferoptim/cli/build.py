@@ -10,7 +10,7 @@ import typer
 from inferoptim.cli.money import Table, emit
 
 if TYPE_CHECKING:
-    from inferoptim.build.artefact import Artefact
+    from inferoptim.build.artefact import Artefact, Benchmark
     from inferoptim.records.schema import Interval
 
 
@@ -36,13 +36,16 @@ def build(
     smooth: Annotated[
         bool, typer.Option("--smooth/--no-smooth", help="int8: SmoothQuant where it lowers the error.")
     ] = True,
-    gptq: Annotated[bool, typer.Option("--gptq/--no-gptq", help="int4: error compensation.")] = True,
+    gptq: Annotated[bool, typer.Option("--gptq/--no-gptq", help="Error compensation.")] = True,
     group_size: Annotated[
         int,
         typer.Option(
             "--group-size", help="int4: input channels that share a scale, halved where it must divide."
         ),
     ] = 128,
+    symmetric: Annotated[
+        bool, typer.Option("--symmetric/--asymmetric", help="int4: without or with zero points.")
+    ] = True,
     fp8_granularity: Annotated[
         Literal["channel", "tensor"], typer.Option("--fp8-granularity", help="fp8: scales of the weights.")
     ] = "channel",
@@ -54,6 +57,16 @@ def build(
         typer.Option(
             "--keep-above",
             help="Leave a product in the model's type where its relative error passes this (e.g. 0.03).",
+        ),
+    ] = None,
+    keep_share: Annotated[
+        float | None,
+        typer.Option(
+            "--keep-share",
+            min=0,
+            max=1,
+            help="Leave the most sensitive products in the model's type, up to this share of the linear weights (e.g. 0.1); "
+            "0: measure sensitivity and show the trade-off only.",
         ),
     ] = None,
     calibration: Annotated[
@@ -84,13 +97,21 @@ def build(
             "--tune-budget", min=0, help="Seconds to search engine settings on this machine; 0: none."
         ),
     ] = 0.0,
+    speed_runs: Annotated[
+        int,
+        typer.Option(
+            "--speed-runs", min=0, help="Timed runs of the artefact on this machine; 0: not measured."
+        ),
+    ] = 0,
     export: Annotated[
         Literal["hf", "modelopt"],
         typer.Option("--export", help="hf: compressed-tensors; modelopt: for TensorRT-LLM."),
     ] = "hf",
     reproducible: Annotated[
         bool,
-        typer.Option("--reproducible", help="No time stamp and no tuning: two builds give the same bytes."),
+        typer.Option(
+            "--reproducible", help="No time stamp, no tuning, no speed: two builds give the same bytes."
+        ),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an artefact that is there.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print artefact.json.")] = False,
@@ -104,7 +125,7 @@ def build(
     from inferoptim.bench.prompt_file import read_prompts
     from inferoptim.build.pipeline import BuildRequest, build_artefact
     from inferoptim.build.recipe import Recipe
-    from inferoptim.cli.progress import counted_progress
+    from inferoptim.cli.progress import counted_progress, download_progress
     from inferoptim.config import create_validated
     from inferoptim.models.hub import resolve_model
     from inferoptim.models.tokenizer import load_tokenizer
@@ -117,10 +138,12 @@ def build(
             "smooth": smooth,
             "compensate": gptq,
             "group_size": group_size,
+            "symmetric": symmetric,
             "granularity": fp8_granularity,
             "activations": fp8_activations,
             "kv_cache_dtype": kv_cache_dtype,
             "keep_above": keep_above,
+            "keep_share": keep_share,
         },
     )
     limits = {
@@ -133,7 +156,8 @@ def build(
     shipped = [
         text for pair in zip(*(paragraphs(lang)[0::2] for lang in LANGUAGES), strict=False) for text in pair
     ]
-    files = resolve_model(model)
+    with download_progress() as show_download:
+        files = resolve_model(model, progress=show_download)
     own: list[tuple[int, ...]] | None = None
     if calibration is not None:
         own = [p.prompt_token_ids for p in read_prompts(calibration, load_tokenizer(files.folder), 1)]
@@ -150,6 +174,7 @@ def build(
         limits={name: value for name, value in limits.items() if value is not None},
         calibration_tokens=calibration_tokens,
         tune_budget_s=tune_budget,
+        speed_runs=speed_runs,
         export=export,
         reproducible=reproducible,
         force=force,
@@ -212,12 +237,39 @@ def _print(artefact: Artefact, folder: Path, *, json: bool, verified: bool = Tru
                 ],
             )
         )  # fmt: skip
+    if artefact.benchmark is None:
+        rows.append(("speed", NOT_MEASURED))
+    else:
+        tables.append(_speed(artefact.benchmark))
+    if artefact.trade_off:
+        tables.append(_trade_off(artefact))
     tables.append(_worst_layers(artefact))
     kept = [f"{layer.layer}.{product}" for layer in artefact.layers for product in layer.kept]
     notes = list(artefact.warnings)
     if kept:
         notes.append(f"left in {artefact.source.dtype}: {', '.join(kept)}")
     emit(artefact.model_dump(mode="json"), tables, json=json, csv=False, notes=notes)
+
+
+def _speed(benchmark: Benchmark) -> Table:
+    rows = [
+        (row.configuration, row.workload, f"{rate.value:.1f}", f"{rate.low:.1f} … {rate.high:.1f}")
+        for row in benchmark.rows
+        for rate in (row.output_tokens_per_s,)
+    ]
+    where = benchmark.machine.get("device", "")
+    where = benchmark.machine.get("processor", where) if where == "cpu" else where
+    title = f"Output tokens/s, measured by {benchmark.measured_by} on {where}"
+    return Table(title, ("configuration", "workload", "value", "95 % interval"), rows)
+
+
+def _trade_off(artefact: Artefact) -> Table:
+    rows = [(f"{t.share:.0%}", str(t.products), f"{t.squared_drift_left:.0%}") for t in artefact.trade_off]
+    return Table(
+        f"What leaving the most sensitive products in {artefact.source.dtype} would remove (--keep-share)",
+        ("share of linear weights", "products", "squared drift left"),
+        rows,
+    )
 
 
 def _worst_layers(artefact: Artefact) -> Table:

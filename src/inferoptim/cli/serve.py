@@ -107,7 +107,7 @@ def serve(
     import logging
 
     from inferoptim.config import EngineConfig, create_validated
-    from inferoptim.serving.artefact import engine_fields
+    from inferoptim.models.artefact import engine_fields
     from inferoptim.serving.auth import read_keys
     from inferoptim.serving.engine_process import ENGINE_CORE, NULL_CORE
     from inferoptim.serving.server import Announcement
@@ -118,7 +118,10 @@ def serve(
         _print_fields(EngineConfig)
         return
     logging.basicConfig(level=logging.WARNING, format="inferoptim: %(message)s")
-    fields = {**engine_fields(model), **assignments(engine or []), "model": model}
+    proved, warning = engine_fields(Path(model))
+    if warning:
+        logging.getLogger(__name__).warning(warning)
+    fields = {**proved, **assignments(engine or []), "model": model}
     engine_config = create_validated(EngineConfig, fields, "--engine")
     settings = create_validated(
         ServerSettings,

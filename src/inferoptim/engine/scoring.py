@@ -19,6 +19,7 @@ from inferoptim.models.batch import Batch
 
 Array = NDArray[np.float64]
 _BLOCK = 16
+_ROWS = 32
 
 
 class Scorer:
@@ -88,18 +89,31 @@ def divergence(
     Args:
         reference_TV, other_TV: float32 [T, V], as `Scorer.logits` gives.
     """
-    targets = torch.tensor(token_ids[1:], dtype=torch.int64)[:, None]
-    p = F.log_softmax(reference_TV[:-1].float().cpu(), dim=-1)
-    q = F.log_softmax(other_TV[:-1].float().cpu(), dim=-1)
+    targets_T = torch.tensor(token_ids[1:], dtype=torch.int64)
+    length = len(targets_T)
+    parts = [  # some rows at a time: a whole text's distributions, several copies of them, would be what fills the memory
+        _divergence(reference_TV[a:b], other_TV[a:b], targets_T[a:b])
+        for a, b in ((a, min(a + _ROWS, length)) for a in range(0, length, _ROWS))
+    ]
+    return TokenDivergence(*(np.concatenate(several) for several in zip(*parts, strict=True)))
+
+
+def _divergence(
+    reference_TV: torch.Tensor, other_TV: torch.Tensor, targets_T: torch.Tensor
+) -> tuple[Array, ...]:
+    """The fields of `TokenDivergence`, in order, for some rows."""
+    targets = targets_T[:, None]
+    p = F.log_softmax(reference_TV.float().cpu(), dim=-1)
+    q = F.log_softmax(other_TV.float().cpu(), dim=-1)
     top_p, top_q = p.topk(5, dim=-1).indices, q.topk(5, dim=-1).indices
 
     def array(x: torch.Tensor) -> Array:
         return x.double().numpy()
 
-    return TokenDivergence(
-        nll_reference=array(-p.gather(1, targets)[:, 0]),
-        nll=array(-q.gather(1, targets)[:, 0]),
-        kl=array((p.exp() * (p - q)).sum(-1).clamp_min(0)),
-        top1_equal=array(p.argmax(-1) == q.argmax(-1)),
-        top5_overlap=array((top_p[:, :, None] == top_q[:, None, :]).any(-1).double().mean(-1)),
+    return (
+        array(-p.gather(1, targets)[:, 0]),
+        array(-q.gather(1, targets)[:, 0]),
+        array((p.exp() * (p - q)).sum(-1).clamp_min(0)),
+        array(p.argmax(-1) == q.argmax(-1)),
+        array((top_p[:, :, None] == top_q[:, None, :]).any(-1).double().mean(-1)),
     )

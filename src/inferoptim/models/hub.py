@@ -16,7 +16,7 @@ from typing import Literal
 
 from inferoptim.errors import ConfigError, DataError, UnsupportedError
 from inferoptim.models import cache, sources
-from inferoptim.models.artefact_check import check_digests
+from inferoptim.models.artefact import check_digests
 from inferoptim.models.cache import Manifest, Progress
 
 Source = Literal["cache", "hub", "pypi", "local", "gguf"]

@@ -6,8 +6,8 @@ At no time is more than one layer held in full precision beside what was already
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 
 from inferoptim.errors import DataError, UnsupportedError
+from inferoptim.kernels.threads import one_thread
 from inferoptim.models.decoder import Decoder, DecoderWeights, LayerWeights
 from inferoptim.models.gguf_blocks import open_blocks
 from inferoptim.models.rotary import inverse_frequencies
@@ -132,7 +133,7 @@ def load_decoder(
     has_blocks = (folder / BLOCKS_NAME).is_file()
     with ExitStack() as stack:
         if device.type == "cpu":
-            stack.enter_context(_one_thread())
+            stack.enter_context(one_thread())
         stored = _reader(folder, stack)
         blocks = open_blocks(folder, stack)
 
@@ -218,17 +219,6 @@ def check_fp8(device: torch.device) -> None:
             f"fp8 needs compute capability 8.9 or later, {torch.cuda.get_device_name(device)} has "
             f"{major}.{minor}: use int8 or none"
         )
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Loading is many short operations: handing each to several threads costs more than the work itself."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _reader(folder: Path, stack: ExitStack) -> Callable[[str], torch.Tensor]:

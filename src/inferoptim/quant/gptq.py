@@ -1,63 +1,99 @@
 """GPTQ: round one input channel at a time, and let the channels not yet rounded make up for the error.
 
 Source: GPTQ (arXiv:2210.17323) algorithm 1, with the channels in order of falling Hessian diagonal ("act order") and
-scales fixed beforehand, so that groups stay where they are in the checkpoint.
+scales fixed beforehand, so that groups stay where they are in the checkpoint. The weight that is rounded is first moved
+to fit the inputs that it will really get, in closed form (the aim of GPTAQ, arXiv:2504.02692).
 
 Legend: N output features · K input features · G groups of input features · T calibration tokens.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import torch
 
+from inferoptim.kernels.threads import one_thread
 from inferoptim.quant.grid import Grid, safe
 
-_BLOCK = 128
+_BLOCK = 32  # channels updated one by one before the rest is updated by a matrix product
 _DAMPING = 0.01  # of the mean of the diagonal; raised until the matrix is positive definite
 
 
-def hessian(x_TK: torch.Tensor) -> torch.Tensor:
-    """``2 / T * X^T X`` of the inputs, float32 [K, K]: the second derivative of the squared output error."""
+@dataclass(frozen=True, slots=True)
+class Compensation:
+    """What the calibration inputs of a product say, factored once.
+
+    Attributes:
+        order: input channels by falling Hessian diagonal, int64 [K].
+        factor_KK: upper U with ``U^T U`` = the inverse of the damped Hessian ``2 / T * X^T X + d I``, in that order.
+        shift_KK: ``(C - H) (H + d I)^-1`` with ``C = 2 / T * X_exact^T X``, in the checkpoint's order: what ridge regression
+            adds to a weight, relative to it, so that it makes up for the difference between X and the exact inputs.
+    """
+
+    order: torch.Tensor = field(repr=False)
+    factor_KK: torch.Tensor = field(repr=False)
+    shift_KK: torch.Tensor = field(repr=False)
+
+    def moved(self, weight_NK: torch.Tensor) -> torch.Tensor:
+        """The weight whose product with the inputs that it will get is nearest to the exact product with exact inputs."""
+        return weight_NK + weight_NK @ self.shift_KK
+
+
+def compensation(x_TK: torch.Tensor, exact_TK: torch.Tensor) -> Compensation:
+    """From the inputs that the quantised product will get (rounded, behind quantised layers) and the original model's."""
     x = x_TK.float()
-    return (x.T @ x) * (2.0 / x.shape[0])
+    hessian = (x.T @ x) * (2.0 / len(x))
+    order = hessian.diagonal().argsort(descending=True)
+    factor = _inverse_factor(hessian[order][:, order])
+    back = order.argsort()
+    plain = factor[
+        :, back
+    ]  # U with its columns in the checkpoint's order: U^T U is the inverse, whatever the rows' order
+    difference = ((exact_TK.float() - x).T @ x) * (2.0 / len(x))
+    return Compensation(order, factor, (difference @ plain.T) @ plain)
 
 
+@one_thread()
 def compensate(
-    weight_NK: torch.Tensor, scale_NG: torch.Tensor, hessian_KK: torch.Tensor, grid: Grid
+    weight_NK: torch.Tensor,
+    scale_NG: torch.Tensor,
+    by: Compensation,
+    grid: Grid,
+    zero_NG: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Grid values whose product with the calibration inputs is nearest to the exact one.
 
     Args:
         scale_NG: fixed scales; G divides K.
-        hessian_KK: from `hessian`.
+        zero_NG: grid values that stand for 0; None = 0 itself.
 
     Returns:
         Grid values as float32 [N, K].
     """
-    diagonal = hessian_KK.diagonal()
-    order = diagonal.argsort(descending=True)
-    w = weight_NK.float()[:, order].clone()
-    k = w.shape[1]
-    scale_NK = scale_NG.repeat_interleave(k // scale_NG.shape[1], dim=1)[:, order]
-    inverse = _inverse_factor(hessian_KK[order][:, order])
-    q = torch.empty_like(w)
+    w_KN = weight_NK.float().T[by.order].contiguous()
+    k = len(w_KN)
+    group = k // scale_NG.shape[1]
+    scale_KN = scale_NG.T.repeat_interleave(group, dim=0)[by.order]
+    zero_KN = None if zero_NG is None else zero_NG.T.repeat_interleave(group, dim=0)[by.order]
+    q_KN = torch.empty_like(w_KN)
     for first in range(0, k, _BLOCK):
         last = min(first + _BLOCK, k)
-        block = w[:, first:last].clone()
-        errors = torch.empty_like(block)
-        for i in range(last - first):
-            at = first + i
-            scale = scale_NK[:, at]
-            q[:, at] = grid.to_grid(block[:, i] / safe(scale))
-            errors[:, i] = (block[:, i] - q[:, at] * scale) / inverse[at, at]
-            block[:, i + 1 :] -= torch.outer(errors[:, i], inverse[at, at + 1 : last])
-        w[:, last:] -= errors @ inverse[first:last, last:]
-    return q[:, order.argsort()].contiguous()
+        errors = torch.empty_like(w_KN[first:last])
+        for at in range(first, last):
+            w, scale = w_KN[at], scale_KN[at]
+            zero = 0.0 if zero_KN is None else zero_KN[at]
+            q_KN[at] = grid.to_grid(w / safe(scale) + zero)
+            error = (w - (q_KN[at] - zero) * scale) / by.factor_KK[at, at]
+            errors[at - first] = error
+            w_KN[at + 1 : last].addr_(by.factor_KK[at, at + 1 : last], error, alpha=-1)
+        w_KN[last:].addmm_(by.factor_KK[first:last, last:].T, errors, alpha=-1)
+    return q_KN[by.order.argsort()].T.contiguous()
 
 
 def _inverse_factor(hessian_KK: torch.Tensor) -> torch.Tensor:
     """Upper U with ``U^T U`` = the inverse of the damped Hessian, float32 [K, K]."""
-    h = hessian_KK.double().clone()
+    h = hessian_KK.clone()
     dead = h.diagonal() == 0  # channels that no calibration token used
     h.diagonal()[dead] = 1.0
     damping = _DAMPING
@@ -67,7 +103,7 @@ def _inverse_factor(hessian_KK: torch.Tensor) -> torch.Tensor:
         # H = R R^T with R upper (a Cholesky factor of the matrix turned end to end); then R^-1 is the factor wanted
         lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
         if not failed:
-            identity = torch.eye(len(h), dtype=h.dtype)
+            identity = torch.eye(len(h))
             factor: torch.Tensor = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
-            return factor.float()
+            return factor
         damping *= 10

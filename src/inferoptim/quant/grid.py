@@ -52,7 +52,12 @@ def round_trip(weight_NK: torch.Tensor, scale_NG: torch.Tensor, grid: Grid) -> t
     return (grid.to_grid(groups / safe(scale_NG)[..., None]) * scale_NG[..., None]).flatten(-2)
 
 
-def encode(weight_NK: torch.Tensor, scale_NG: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """Grid values of the weight, in `grid.dtype`, [N, K]."""
+def encode(
+    weight_NK: torch.Tensor, scale_NG: torch.Tensor, grid: Grid, zero_NG: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Grid values of the weight, in `grid.dtype`, [N, K]; `zero_NG` are the values that stand for 0, where 0 does not."""
     groups = grouped(weight_NK.float(), weight_NK.shape[-1] // scale_NG.shape[-1])
-    return grid.to_grid(groups / safe(scale_NG)[..., None]).to(grid.dtype).flatten(-2).contiguous()
+    ratio = groups / safe(scale_NG)[..., None]
+    if zero_NG is not None:
+        ratio = ratio + zero_NG[..., None]
+    return grid.to_grid(ratio).to(grid.dtype).flatten(-2).contiguous()

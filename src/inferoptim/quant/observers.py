@@ -56,6 +56,36 @@ def weight_scales(
     return best
 
 
+def affine_scales(
+    weight_NK: torch.Tensor,
+    grid: Grid,
+    observer: ObserverName,
+    *,
+    group_size: int,
+    importance_K: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A scale and a whole zero point for each group: ``w ~= (q - zero) * scale``, for groups that lie to one side of 0.
+
+    Returns:
+        (scale float32 [N, G], 0 for a group of zeros; zero float32 [N, G], a grid value).
+    """
+    groups = grouped(weight_NK.float(), group_size)
+    low, high = groups.amin(-1).clamp_max(0), groups.amax(-1).clamp_min(0)
+    importance = 1.0 if importance_K is None else grouped(importance_K.float()[None], group_size)
+    best_scale = best_zero = torch.zeros_like(low)
+    least = torch.full_like(low, torch.inf)
+    for shrink in (1.0,) if observer == "max" else _SHRINKS[grid.bits]:
+        scale = (high - low) * shrink / (grid.high - grid.low)
+        zero = (grid.low - low * shrink / safe(scale)).round().clamp(grid.low, grid.high)
+        q = grid.to_grid(groups / safe(scale)[..., None] + zero[..., None])
+        off = ((q - zero[..., None]) * scale[..., None] - groups).square()
+        error = (off * importance).sum(-1)
+        better = error < least
+        best_scale, best_zero = torch.where(better, scale, best_scale), torch.where(better, zero, best_zero)
+        least = torch.where(better, error, least)
+    return best_scale, best_zero
+
+
 def tensor_scale(x: torch.Tensor, grid: Grid, observer: ObserverName) -> torch.Tensor:
     """One scale for all values of `x` (static activations, a KV-cache head, a per-tensor weight).
 
