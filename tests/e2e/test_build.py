@@ -91,7 +91,7 @@ def test_transformers_loads_what_was_built_and_computes_the_same(
         # its size must not: a misread scale would show as a much larger error against the source.
         with torch.no_grad():
             source = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)(ids).logits[0]
-        assert (expected - source).norm() < 1.3 * (got - source).norm()
+        assert (expected - source).norm() < 1.8 * (got - source).norm()
     else:
         assert error < 2e-3, error
 

@@ -96,13 +96,13 @@ def test_gptq_beats_rounding_on_correlated_inputs() -> None:
 def test_a_moved_weight_makes_up_for_inputs_that_are_not_the_exact_ones() -> None:
     mixing = random(96, 8, seed=2)
     exact = random(512, 8) @ mixing.T + 0.05 * random(512, 96, seed=3)
-    noisy, weight = exact + 0.3 * random(512, 96, seed=4), random(24, 96, seed=1)
-    moved = gptq.compensation(noisy[:256], exact[:256]).moved(weight)
+    got, weight = exact * (1 + 0.5 * random(96, seed=4)), random(24, 96, seed=1)
+    moved = gptq.compensation(got[:256], exact[:256]).moved(weight)
 
     def error(w: torch.Tensor) -> float:  # on tokens that it was not fitted to
-        return float((noisy[256:] @ w.T - exact[256:] @ weight.T).norm())
+        return float((got[256:] @ w.T - exact[256:] @ weight.T).norm())
 
-    assert error(moved) < 0.8 * error(weight)
+    assert error(moved) < 0.5 * error(weight)
     torch.testing.assert_close(gptq.compensation(exact, exact).moved(weight), weight)
 
 

@@ -71,7 +71,7 @@ class BuildRequest:
     proof: Texts
     proof_source: str
     limits: Mapping[str, int] = field(default_factory=dict)
-    calibration_tokens: int = 2048
+    calibration_tokens: int = 4096
     tune_budget_s: float = 0.0
     speed_runs: int = 0
     export: str = "hf"

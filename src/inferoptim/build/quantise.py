@@ -23,8 +23,6 @@ _GRID = {"fp8": FP8, "int8": INT8, "int8-weight-only": INT8, "int4-weight-only":
 _NORM_BEFORE = {"qkv": "input_layernorm.weight", "gate_up": "post_attention_layernorm.weight"}
 Tensors = dict[str, torch.Tensor]
 Rounding = Callable[[torch.Tensor], torch.Tensor]
-RETARGET = True
-WEIGHTED = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +80,7 @@ def quantise_layer(
         (the layer, the next layer's exact input, its input in the quantised model).
     """
     next_exact, inputs = source.run_recorded(layer, x_exact_BLH)
-    work = LayerWork(layer, recipe, dtype, inputs, keep, _token_weights(next_exact))
+    work = LayerWork(layer, recipe, dtype, inputs, keep)
     next_x = source.run(layer, x_BLH, work.product, work.observe_kv)
     tensors = work.tensors
     tensors |= {n: t.to(dtype) for n, t in layer.tensors.items() if n.endswith(".bias") or "norm" in n}
@@ -106,10 +104,8 @@ class LayerWork:
         dtype: torch.dtype,
         exact: Tensors,
         keep: frozenset[tuple[int, str]] = frozenset(),
-        token_weights_T1: torch.Tensor | None = None,
     ) -> None:
         """Args: exact: inputs of each product in the original model; consumed."""
-        self._token_weights = token_weights_T1
         self._layer, self._recipe, self._dtype, self._exact, self._keep = layer, recipe, dtype, exact, keep
         self._down: tuple[torch.Tensor, float] | None = None
         self.simulated: dict[str, tuple[torch.Tensor, Rounding]] = {}
@@ -130,8 +126,7 @@ class LayerWork:
         x, exact = x_BLK.flatten(0, -2), self._exact.pop(name)
         x, exact, alpha = self._smoothed(name, x, exact)
         reference = x @ layer.weight(name).T
-        weights = self._token_weights if name in ("o", "down") and WEIGHTED else None
-        rounded, stored, round_inputs = _quantise_product(layer, name, x, exact, weights, recipe, dtype)
+        rounded, stored, round_inputs = _quantise_product(layer, name, x, exact, recipe, dtype)
         got = round_inputs(x) @ rounded.T
         error = float((got - reference).norm() / reference.norm().clamp_min(1e-12))
         kept = (layer.index, name) in self._keep
@@ -157,46 +152,33 @@ class LayerWork:
             return x, exact / s, alpha
         if name == "o":
             return x, exact, None
-        s, alpha = _smooth_after_norm(self._layer, name, x, self._dtype)
+        s, alpha = self._smooth_after_norm(name, x)
         x, exact = x / s, exact / s
         if name == "gate_up":  # down's factors change the rows of up: they are found before up is rounded
-            self._down = _smooth_down(self._layer, stock.silu_mul(x @ self._layer.weight("gate_up").T))
+            self._down = self._smooth_down(stock.silu_mul(x @ self._layer.weight("gate_up").T))
         return x, exact, alpha
 
+    def _smooth_after_norm(self, product: str, x_TK: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """Fold factors into the norm before a product and into the product's weight.
 
-def _token_weights(x_BLH: torch.Tensor) -> torch.Tensor:
-    """1 / root mean square of each token of the residual stream, [T, 1], mean 1: the norms behind divide by it.
+        The norm is rounded to the model's type first and the weight takes what it really divides by: folding is exact.
+        """
+        layer = self._layer
+        weight, norm = layer.weight(product), layer.tensors[_NORM_BEFORE[product]]
+        s, alpha = smooth.best_factors(x_TK, weight, INT8, smooth.int8_inputs)
+        divided = (norm / s).to(self._dtype).float()
+        s = torch.where(divided == 0, torch.ones_like(s), norm / divided)
+        layer.tensors[_NORM_BEFORE[product]] = torch.where(divided == 0, norm, divided)
+        layer.set_weight(product, weight * s)
+        return s, alpha
 
-    Without it the few tokens of huge activations (a sequence's first) would be all that compensation sees.
-    """
-    x_TH = x_BLH.flatten(0, -2)
-    weights = x_TH.square().mean(-1, keepdim=True).clamp_min(1e-12).rsqrt()
-    return weights / weights.mean()
-
-
-def _smooth_after_norm(
-    layer: Layer, product: str, x_TK: torch.Tensor, dtype: torch.dtype
-) -> tuple[torch.Tensor, float]:
-    """Fold factors into the norm before a product and into the product's weight.
-
-    The norm is rounded to the model's type first and the weight takes what it really divides by, so that folding is exact.
-    """
-    weight, norm = layer.weight(product), layer.tensors[_NORM_BEFORE[product]]
-    s, alpha = smooth.best_factors(x_TK, weight, INT8, smooth.int8_inputs)
-    divided = (norm / s).to(dtype).float()
-    s = torch.where(divided == 0, torch.ones_like(s), norm / divided)
-    layer.tensors[_NORM_BEFORE[product]] = torch.where(divided == 0, norm, divided)
-    layer.set_weight(product, weight * s)
-    return s, alpha
-
-
-def _smooth_down(layer: Layer, x_TK: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """Fold factors into the rows of up and the columns of down."""
-    weight = layer.weight("down")
-    s, alpha = smooth.best_factors(x_TK, weight, INT8, smooth.int8_inputs)
-    layer.tensors["mlp.up_proj.weight"] = layer.tensors["mlp.up_proj.weight"] / s[:, None]
-    layer.set_weight("down", weight * s)
-    return s, alpha
+    def _smooth_down(self, x_TK: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """Fold factors into the rows of up and the columns of down."""
+        weight = self._layer.weight("down")
+        s, alpha = smooth.best_factors(x_TK, weight, INT8, smooth.int8_inputs)
+        self._layer.tensors["mlp.up_proj.weight"] = self._layer.tensors["mlp.up_proj.weight"] / s[:, None]
+        self._layer.set_weight("down", weight * s)
+        return s, alpha
 
 
 def _as_is(x: torch.Tensor) -> torch.Tensor:
@@ -213,7 +195,6 @@ def _quantise_product(
     product: str,
     x_TK: torch.Tensor,
     exact_TK: torch.Tensor,
-    token_weights_T1: torch.Tensor | None,
     recipe: Recipe,
     dtype: torch.dtype,
 ) -> tuple[torch.Tensor, Tensors, Rounding]:
@@ -233,12 +214,10 @@ def _quantise_product(
             round_inputs = _static_fp8(input_scale)
             stored |= {f"{m}.input_scale": input_scale.view(1).clone() for m in PRODUCTS[product]}
     weights = [layer.tensors[f"{module}.weight"] for module in PRODUCTS[product]]
-    x, exact = round_inputs(x_TK), exact_TK
-    if token_weights_T1 is not None:
-        x, exact = x * token_weights_T1, exact * token_weights_T1
+    x = round_inputs(x_TK)
     importance = x.square().mean(0)
-    by = gptq.compensation(x, exact) if recipe.compensate else None
-    if by is not None and RETARGET:
+    by = gptq.compensation(x, exact_TK) if recipe.compensate else None
+    if by is not None:
         weights = [by.moved(weight) for weight in weights]
     pairs = [_scales(weight, recipe, grid, importance) for weight in weights]
     scales = [scale.to(dtype).float() for scale, _ in pairs]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -78,7 +79,7 @@ def build(
     ] = None,
     calibration_tokens: Annotated[
         int, typer.Option("--calibration-tokens", min=32, help="Most tokens to calibrate on.")
-    ] = 2048,
+    ] = 4096,
     max_batch_size: Annotated[
         int | None, typer.Option("--max-batch-size", min=1, help="Most requests in one step.")
     ] = None,
@@ -121,7 +122,7 @@ def build(
     The artefact is a standard Hugging Face folder (compressed-tensors) plus artefact.json: recipe, errors by layer, quality with
     intervals on texts that calibration never saw, engine settings, and the SHA-256 of every file.
     """
-    from inferoptim.bench.corpus import LANGUAGES, paragraphs
+    from inferoptim.bench.corpus import LANGUAGES, paragraphs, questions
     from inferoptim.bench.prompt_file import read_prompts
     from inferoptim.build.pipeline import BuildRequest, build_artefact
     from inferoptim.build.recipe import Recipe
@@ -152,10 +153,9 @@ def build(
         "max_output_len": max_output_len,
         "tensor_parallel": tensor_parallel if tensor_parallel > 1 else None,
     }
-    # Even paragraphs calibrate, odd ones prove; both languages alternate.
-    shipped = [
-        text for pair in zip(*(paragraphs(lang)[0::2] for lang in LANGUAGES), strict=False) for text in pair
-    ]
+    # Even paragraphs and all questions calibrate, odd paragraphs prove; both languages alternate.
+    several = [(*paragraphs(lang)[0::2], *questions(lang)) for lang in LANGUAGES]
+    shipped = [text for texts in zip_longest(*several) for text in texts if text is not None]
     with download_progress() as show_download:
         files = resolve_model(model, progress=show_download)
     own: list[tuple[int, ...]] | None = None
@@ -166,7 +166,7 @@ def build(
         out=out,
         recipe=recipe,
         calibration=shipped if own is None else own,
-        calibration_source="shipped English and French texts, even paragraphs"
+        calibration_source="shipped English and French texts, even paragraphs and questions"
         if calibration is None
         else calibration.name,
         proof={lang: list(paragraphs(lang)[1::2]) for lang in LANGUAGES},

@@ -17,9 +17,9 @@ from inferoptim.kernels.reference import quantize_activations_int8
 from inferoptim.quant.grid import Grid, round_trip
 from inferoptim.quant.observers import weight_scales
 
-ALPHAS = (0.0, 0.25, 0.5, 0.75)  # 0: leave as it is
+ALPHAS = (0.0, 0.25, 0.5, 0.65, 0.8, 0.9)  # 0: leave as it is
 _FLOOR = 1e-5
-_TOKENS = 512  # enough to rank the exponents
+_TOKENS = 256  # enough to rank the exponents
 
 
 def factors(activation_max_K: torch.Tensor, weight_NK: torch.Tensor, alpha: float) -> torch.Tensor:
