@@ -183,3 +183,25 @@ def test_a_draft_of_another_vocabulary(model: Path, tmp_path: Path):
 @pytest.mark.parametrize("name", ["no-such-alias", "a/b/c", "/nowhere/at/all", "missing.gguf"])
 def test_a_model_name_that_means_nothing(name: str):
     refused(ConfigError, r"alias|does not exist", engine(name))
+
+
+def test_a_bench_refuses_what_cannot_run_before_anything_is_written(broken: Path, tmp_path: Path):
+    from inferoptim.bench.inputs import resolve
+    from inferoptim.bench.plan import make_plan
+    from inferoptim.models.hub import resolve_model
+
+    fields = {
+        "model": str(broken),
+        "workloads": [{"name": "synthetic:20/8", "concurrency": [2]}],
+        "quality": {"enabled": False},
+    }
+    files = resolve_model(str(broken))
+    refused(
+        ConfigError,
+        r"kv_budget_bytes=1000 is less than one sequence of 28 tokens takes \(\d+ bytes\)",
+        lambda: resolve(make_plan({**fields, "kv_budget_bytes": 1000}), files),
+    )
+    resolve(make_plan(fields), files)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    refused(DataError, "model.safetensors: truncated or damaged", lambda: resolve_model(str(broken)))

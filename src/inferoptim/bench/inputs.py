@@ -50,6 +50,11 @@ def resolve(plan: BenchPlan, files: ModelFiles) -> Inputs:
     block = int(plan.engine.get("block_size", 16))
     element = 4 if plan.engine.get("dtype") == "float32" or spec.torch_dtype == "float32" else 2
     slot_bytes = -(-length // block) * block * spec.kv_bytes_per_token(element)
+    if plan.kv_budget_bytes is not None and plan.kv_budget_bytes < slot_bytes and "engine" in plan.targets:
+        raise ConfigError(
+            f"kv_budget_bytes={plan.kv_budget_bytes} is less than one sequence of {length} tokens takes ({slot_bytes} bytes): "
+            "raise it, or lower max_model_len and the workloads' lengths"
+        )
     base = {
         "model": plan.model,
         "num_threads": plan.num_threads,

@@ -91,7 +91,7 @@ LEVERS: tuple[Lever, ...] = (
     Lever(
         "chunked_prefill", "chunked prefill", "", True, {"chunked_prefill": False},
         # on a CPU a chunk as long as a GPU's default would hold up the decodes for a second
-        {"chunked_prefill": True, "max_num_batched_tokens": 256}, {"chunked_prefill": True}, needs=("in_flight_batching",),
+        {"chunked_prefill": True, "max_num_batched_tokens": 128}, {"chunked_prefill": True}, needs=("in_flight_batching",),
     ),
     Lever("paged_kv", "paged KV-cache", "4.3", True, {"paged_kv": False}, {"paged_kv": True}, {"paged_kv": True}),
     Lever(

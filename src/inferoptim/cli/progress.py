@@ -40,7 +40,8 @@ def download_progress() -> Iterator[Callable[[str, int, int | None], None]]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         tasks: dict[str, int] = {}
 
         def show(what: str, done: int, total: int | None) -> None:
@@ -54,7 +55,8 @@ def download_progress() -> Iterator[Callable[[str, int, int | None], None]]:
 @contextmanager
 def counted_progress() -> Iterator[Callable[[str, int, int], None]]:
     """A bar for each named piece of work, told (what, index of the part begun, parts in all)."""
-    with Progress(console=Console(stderr=True), transient=True) as bars:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
         tasks: dict[str, TaskID] = {}
 
         def show(what: str, done: int, total: int) -> None:
@@ -80,6 +82,7 @@ class BenchProgress:
             TextColumn("{task.description}", style="dim"),
             console=self._console,
             transient=True,
+            disable=not self._console.is_terminal,  # else it leaves an empty line
         )
         self._task = self._bars.add_task("", phase="", counts="", left="", total=None)
         self._phase = ""

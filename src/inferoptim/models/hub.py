@@ -254,6 +254,9 @@ def _resolve_folder(name: str, path: Path, *, progress: Progress | None, verify:
     """A folder of the user's: used in place, never written to. Its digests are remembered beside the cache."""
     path = path.resolve()
     names = sources.model_file_names(path)
+    for file_name in names:
+        if file_name.endswith(".safetensors"):
+            sources.check_whole(path / file_name)
     note = cache.cache_root() / "local" / f"{sha256(str(path).encode()).hexdigest()[:16]}.json"
     known = {}
     if note.is_file() and not verify:

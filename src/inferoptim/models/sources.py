@@ -82,6 +82,30 @@ def model_file_names(folder: Path) -> list[str]:
     return sorted([name for name in _SETTINGS if (folder / name).is_file()] + weights)
 
 
+def check_whole(path: Path) -> None:
+    """Refuse a safetensors file that is not as long as its own header says: a copy or download that broke off.
+
+    Raises:
+        DataError: truncated, or not a safetensors file.
+    """
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length)) if 8 + length <= size else {}
+        whole = (
+            8
+            + length
+            + max((t["data_offsets"][1] for n, t in header.items() if n != "__metadata__"), default=0)
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: not a safetensors file ({error})") from error
+    if size != whole:
+        raise DataError(
+            f"{path}: truncated or damaged, {size} bytes where its header says {whole}; copy or fetch the model again"
+        )
+
+
 def weight_shards(folder: Path) -> dict[str, set[str]] | None:
     """Shard file → names of its tensors, from the index; None for a folder without one.
 
