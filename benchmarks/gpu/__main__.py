@@ -138,7 +138,8 @@ def main() -> int:
                     args.out.write_text(json.dumps(report, indent=1))
     if args.out:
         args.out.write_text(json.dumps(report, indent=1))
-    print(table(report["speed"]))
+    if report["speed"]:
+        print(table(report["speed"]))
     return 0 if good else 1
 
 
