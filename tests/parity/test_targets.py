@@ -117,3 +117,13 @@ def test_what_the_baseline_cannot_do_is_refused(model: Path) -> None:
     sampled = [TargetRequest("r", "", (5, 6), SamplingParams(max_tokens=2, temperature=0.7))]
     with pytest.raises(UnsupportedError, match="greedily"):
         baseline(model).run(sampled, concurrency=1)
+
+
+@pytest.mark.parametrize("batching", ["sequential", "static"])
+def test_a_static_cache_changes_no_token_and_is_kept_for_the_next_request(model: Path, batching: str) -> None:
+    plain = baseline(model, batching=batching)
+    static = baseline(model, batching=batching, static_cache=True, max_cache_len=64)
+    for _ in range(2):  # the second time into caches that were used
+        expected = [r.token_ids for r in plain.run(requests(), concurrency=2)]
+        assert [r.token_ids for r in static.run(requests(), concurrency=2)] == expected
+    assert {length for _, length in static._caches.values()} == {64}

@@ -53,7 +53,7 @@ class TransformersTarget:
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._options = create_validated(TransformersOptions, dict(settings), "transformers")
         self._model: Any = None
-        self._caches: dict[int, Any] = {}  # static caches by rows
+        self._caches: dict[int, tuple[Any, int]] = {}  # static caches and their lengths, by rows
 
     def load(self) -> TargetInfo:
         import transformers
@@ -157,10 +157,11 @@ class TransformersTarget:
             return {}
         from transformers import StaticCache
 
-        cache = self._caches.get(rows)
-        if cache is None or cache.max_cache_len < tokens:
+        cache, length = self._caches.get(rows, (None, 0))
+        if length < tokens:
             length = max(tokens, self._options.max_cache_len or 0)
-            cache = self._caches[rows] = StaticCache(config=self._model.config, max_cache_len=length)
+            cache = StaticCache(config=self._model.config, max_cache_len=length)
+            self._caches[rows] = (cache, length)
         else:
             cache.reset()
         return {"past_key_values": cache}
