@@ -74,11 +74,11 @@ def beside(args: argparse.Namespace) -> dict[str, Any]:
 def start(args: argparse.Namespace) -> dict[str, Any]:
     """From command to first token, weights on disk."""
     with tempfile.TemporaryDirectory() as folder:
-        written = call("start", "write_model", folder=folder)
+        written = call("start", "write_model", where=folder)
         if "error" in written:
             print(f"start: {written['error']}")
             return written
-        seen = call("start", "cold", folder=folder, repeats=2)
+        seen = call("start", "cold", where=folder, repeats=2)
     for run in seen.get("result", []):
         print(
             f"start, compiled kernels {run['kernels']}: first token after {run['first_token_s']:.2f} s "
@@ -156,17 +156,24 @@ def vllm(args: argparse.Namespace) -> dict[str, Any]:
         print("vllm: not importable here, so not measured")
         return {"error": "not importable"}
     results: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        call("start", "write_model", folder=folder)
-        for precision in args.precisions.split(","):
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(max(len(args.artefact), 1)) as pool:
+        call("start", "write_model", where=folder)
+        # loaded while vLLM compiles for the first precision: its start is then not a figure
+        tried = [
+            pool.submit(call, "peer", "artefact", folder=str(path), prompts=4, tokens=16)
+            for path in args.artefact
+        ]
+        for number, precision in enumerate(args.precisions.split(",")):
             results[precision] = call(
                 "peer", "measure", limit_s=args.limit_s, folder=folder, model="tiny", precision=precision,
                 cases=args.cases.split(","), repeats=args.repeats, asked_at=time.time(), streamed=[],
             )  # fmt: skip
+            if number == 0 and tried:
+                results[precision].pop("start_to_first_token_s", None)
             print(f"vllm {precision}: {_short(results[precision])}", flush=True)
-    for artefact in args.artefact:
-        results[str(artefact)] = call("peer", "artefact", folder=str(artefact), prompts=4, tokens=16)
-        print(f"vllm, {artefact.name}: {_short(results[str(artefact)])}", flush=True)
+        for path, outcome in zip(args.artefact, tried, strict=True):
+            results[path.name] = outcome.result()
+            print(f"vllm, {path.name}: {_short(results[path.name])}", flush=True)
     return results
 
 

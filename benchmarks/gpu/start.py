@@ -24,7 +24,7 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def write_model(folder: Path, shape: str = "tiny", seed: int = 0) -> int:
+def write_model(where: str, shape: str = "tiny", seed: int = 0) -> int:
     """A model folder of random bf16 weights, as a checkpoint on a disk is; its size in bytes."""
     import torch
     from safetensors.torch import save_file
@@ -33,7 +33,7 @@ def write_model(folder: Path, shape: str = "tiny", seed: int = 0) -> int:
     from inferoptim.models.spec import spec_from_config
     from inferoptim.models.weights import expected_shapes
 
-    config = hf_config(shape)
+    config, folder = hf_config(shape), Path(where)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     vocabulary = {f"w{i}": i for i in range(config["vocab_size"])}
@@ -57,15 +57,15 @@ def forget_pages(path: Path) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def cold(folder: Path, repeats: int) -> list[dict[str, Any]]:
+def cold(where: str, repeats: int) -> list[dict[str, Any]]:
     """Starts: the first with no compiled kernel and no page of the weights in memory, the others with the kernels kept."""
     seen = []
     with tempfile.TemporaryDirectory() as kernels:
         for number in range(1 + repeats):
-            forget_pages(folder / "model.safetensors")
+            forget_pages(Path(where) / "model.safetensors")
             environment = {**os.environ, "TRITON_CACHE_DIR": kernels, ASKED_AT: repr(time.time())}
             done = subprocess.run(
-                [sys.executable, "-m", "benchmarks.gpu.start", str(folder)], env=environment, capture_output=True, text=True,
+                [sys.executable, "-m", "benchmarks.gpu.start", where], env=environment, capture_output=True, text=True,
                 check=False, timeout=240,
             )  # fmt: skip
             if done.returncode:
