@@ -120,9 +120,16 @@ def main() -> int:
         print(f"ceilings: {report['ceilings']}")
     for name, phase in PHASES.items():
         if name in phases:
-            report[name] = phase(args)
-            if args.out:
-                args.out.write_text(json.dumps(report, indent=1))
+            report[name] = {}
+
+            def keep(part: str, result: dict[str, Any], seen: dict[str, Any] = report[name]) -> None:
+                seen[part] = (
+                    result  # on disk before anything is done with it: machines can be gone in a moment
+                )
+                if args.out:
+                    args.out.write_text(json.dumps(report, indent=1))
+
+            phase(args, keep)
     if "speed" in phases:
         fields = {k: json.loads(v) for k, _, v in (pair.partition("=") for pair in args.set)}
         for model in args.models.split(","):

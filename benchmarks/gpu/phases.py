@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 LIMIT_S = 240.0
+Keep = Callable[[str, dict[str, Any]], None]  # (part, result): stores it at once
 
 
 def run_job(job: dict[str, Any], limit_s: float, quiet: bool = False) -> dict[str, Any]:
@@ -50,15 +51,14 @@ def call(module: str, function: str, limit_s: float = LIMIT_S, **arguments: Any)
     )
 
 
-def beside(args: argparse.Namespace) -> dict[str, Any]:
+def beside(args: argparse.Namespace, keep: Keep) -> None:
     """Transformers and this engine on the guide's work, one process each, one after the other."""
     from benchmarks.gpu.beside import SIDES
 
-    results: dict[str, Any] = {}
     for who, requests, warm, repeats in SIDES:
-        seen = call("beside", "side", who=who, requests=requests, warm=warm, repeats=repeats)
         name = f"{requests}x100+200 {who}"
-        results[name] = seen
+        seen = call("beside", "side", who=who, requests=requests, warm=warm, repeats=repeats)
+        keep(name, seen)
         if "error" in seen:
             print(f"{name}: {seen['error']}", flush=True)
             continue
@@ -68,42 +68,43 @@ def beside(args: argparse.Namespace) -> dict[str, Any]:
             f"{seen['power_w']:.0f} W, {seen['energy_mj_per_output_token']:.1f} mJ/token",
             flush=True,
         )
-    return results
 
 
-def start(args: argparse.Namespace) -> dict[str, Any]:
+def start(args: argparse.Namespace, keep: Keep) -> None:
     """From command to first token, weights on disk."""
     with tempfile.TemporaryDirectory() as folder:
         written = call("start", "write_model", where=folder)
         if "error" in written:
             print(f"start: {written['error']}")
-            return written
+            return
         seen = call("start", "cold", where=folder, repeats=2)
+    keep("starts", seen)
+    if "error" in seen:
+        print(f"start: {seen['error']}")
     for run in seen.get("result", []):
         print(
             f"start, compiled kernels {run['kernels']}: first token after {run['first_token_s']:.2f} s "
             f"(imports {run['imports_s']:.2f}, load {run['load_s']:.2f}, prompt {run['prompt_s']:.2f})"
         )
-    if "error" in seen:
-        print(f"start: {seen['error']}")
-    return seen
 
 
-def real(args: argparse.Namespace) -> dict[str, Any]:
+def real(args: argparse.Namespace, keep: Keep) -> None:
     """A real model: tokens against transformers, and what each format costs in quality. Nothing is timed, so side by side."""
-    from benchmarks.gpu.real import LOSSLESS, SIDES
+    from benchmarks.gpu.real import SIDES
 
     with tempfile.TemporaryDirectory() as folder:
         known = call("real", "reference", model=args.model, folder=folder)
         if "error" in known:
             print(f"real: {known['error']}")
-            return known
+            return
         with ThreadPoolExecutor(args.workers) as pool:
             jobs = pool.map(
                 lambda side: call("real", "engine_side", model=args.model, folder=folder, side=side), SIDES
             )
             results = dict(zip(SIDES, jobs, strict=True))
+        keep("sides", results)
         judged = call("real", "judge_answers", model=args.model, folder=folder)
+        keep("judged", judged)
     print(
         "                  perplexity ratio          KL, nats   top-1   logit error  gate   transformers' own choice, worst gap"
     )
@@ -113,31 +114,32 @@ def real(args: argparse.Namespace) -> dict[str, Any]:
             continue
         values = seen["quality"]["values"]
         ratio, kl, top = (values[n] for n in ("perplexity_ratio", "kl_nats", "top1_agreement"))
-        said = judged.get(side, {})
-        note = ""
-        if said:
-            note = f"{said['own_choice']:.1%} of {said['tokens']}, {said['worst_gap']:.3g}"
-            if side in LOSSLESS:
-                note += f"; {said['identical_answers']} of {said['answers']} answers identical"
+        said = judged.get(side)
+        note = "not judged"
+        if said is not None:
+            note = (
+                f"{said['own_choice']:.1%} of {said['tokens']}, {said['worst_gap']:.3g}; "
+                f"{said['identical_answers']} of {said['answers']} answers identical"
+            )
         print(
             f"{side:<17} {ratio['value']:.4f} ({ratio['low']:.4f}-{ratio['high']:.4f})  {kl['value']:.5f}    {top['value']:.3f}   "
             f"{seen['logit_error']:.4f}     {'passes' if seen['quality']['passed'] else 'FAILS '} {note}"
         )
     if "error" in judged:
         print(f"judge: {judged['error']}")
-    return {"sides": results, "judged": judged}
 
 
-def speculation(args: argparse.Namespace) -> dict[str, Any]:
+def speculation(args: argparse.Namespace, keep: Keep) -> None:
     """Speculation at one request and in batches, real text."""
     from benchmarks.gpu.speculation import SIDES
 
     seen = call(
         "speculation", "measure", model=args.model, batches=[1, 8, 32, 128], repeats=3, sides=list(SIDES)
     )
+    keep("sides", seen)
     if "error" in seen:
         print(f"speculation: {seen['error']}")
-        return seen
+        return
     for side, by_batch in seen.items():
         for batch, row in by_batch.items():
             print(
@@ -145,17 +147,15 @@ def speculation(args: argparse.Namespace) -> dict[str, Any]:
                 f"proposed {row['draft_proposed_tokens']:.0f}, accepted {row['draft_accepted_tokens']:.0f}, "
                 f"{row['identical_answers']} of {row['answers']} answers identical"
             )
-    return seen
 
 
-def vllm(args: argparse.Namespace) -> dict[str, Any]:
+def vllm(args: argparse.Namespace, keep: Keep) -> None:
     """vLLM on the same cases, where it is importable; and artefacts of `inferoptim build` in it."""
     from importlib.util import find_spec
 
     if find_spec("vllm") is None:
         print("vllm: not importable here, so not measured")
-        return {"error": "not importable"}
-    results: dict[str, Any] = {}
+        return
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(max(len(args.artefact), 1)) as pool:
         call("start", "write_model", where=folder)
         # loaded while vLLM compiles for the first precision: its start is then not a figure
@@ -164,17 +164,17 @@ def vllm(args: argparse.Namespace) -> dict[str, Any]:
             for path in args.artefact
         ]
         for number, precision in enumerate(args.precisions.split(",")):
-            results[precision] = call(
+            seen = call(
                 "peer", "measure", limit_s=args.limit_s, folder=folder, model="tiny", precision=precision,
                 cases=args.cases.split(","), repeats=args.repeats, asked_at=time.time(), streamed=[],
             )  # fmt: skip
             if number == 0 and tried:
-                results[precision].pop("start_to_first_token_s", None)
-            print(f"vllm {precision}: {_short(results[precision])}", flush=True)
+                seen.pop("start_to_first_token_s", None)
+            keep(precision, seen)
+            print(f"vllm {precision}: {_short(seen)}", flush=True)
         for path, outcome in zip(args.artefact, tried, strict=True):
-            results[path.name] = outcome.result()
-            print(f"vllm, {path.name}: {_short(results[path.name])}", flush=True)
-    return results
+            keep(path.name, outcome.result())
+            print(f"vllm, {path.name}: {_short(outcome.result())}", flush=True)
 
 
 def _short(result: dict[str, Any]) -> str:
@@ -185,12 +185,11 @@ def _short(result: dict[str, Any]) -> str:
         f"{seen['output_tokens_per_s']:.0f} tok/s, {seen['energy_mj_per_output_token']:.1f} mJ/token"
         for case, seen in result["cases"].items()
     )
-    return (
-        f"{result['version']}, start to first token {result['start_to_first_token_s']:.1f} s; "
-        + "; ".join(rows)
-    )
+    start_s = result.get("start_to_first_token_s")
+    began = "start not measured" if start_s is None else f"start to first token {start_s:.1f} s"
+    return f"{result['version']}, {began}; " + "; ".join(rows)
 
 
-PHASES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+PHASES: dict[str, Callable[[argparse.Namespace, Keep], None]] = {
     "start": start, "beside": beside, "real": real, "speculation": speculation, "vllm": vllm,
 }  # fmt: skip

@@ -104,7 +104,7 @@ LEVERS: tuple[Lever, ...] = (
     ),
     Lever(
         "speculative", "speculative decoding", "4.4", True, {"speculative": "none"},
-        {"speculative": "prompt-lookup"}, {"speculative": "prompt-lookup"},
+        {"speculative": "prompt-lookup"}, {"speculative": "prompt-lookup", "num_speculative_tokens": 10},
     ),
 )  # fmt: skip
 BY_NAME = {lever.name: lever for lever in LEVERS}

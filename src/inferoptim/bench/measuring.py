@@ -206,7 +206,9 @@ class Measuring:
     def _attempt(self, config_id: str, case: Case, *, warmup: bool) -> RunRecord | None:
         """Run and commit a case; None when the configuration failed under it."""
         started_at_s = self._journal.clock_s
-        most = self.plan.warmup_output_tokens if warmup else None
+        # on a GPU a kernel is compiled when its shape is first met: there a short warm-up would leave that to a measured run
+        short = warmup and self._in.base["device"] == "cpu"
+        most = self.plan.warmup_output_tokens if short else None
         try:
             result = self._workers[config_id].call(
                 "run", case.name, most, self.plan.telemetry_interval_s, timeout_s=self.plan.deadline_s

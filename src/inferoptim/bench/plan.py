@@ -183,7 +183,7 @@ class BenchPlan(PlanPart):
     )
     warmups: int = Field(5, ge=0)
     warmup_output_tokens: int | None = Field(
-        None, ge=1, description="Shorten warm-ups to this many tokens a request."
+        None, ge=1, description="On a CPU: shorten warm-ups to this many tokens a request."
     )
     budget_s: float | None = Field(
         None, gt=0, description="Start no measured run past this many seconds (after min_runs)."

@@ -15,7 +15,11 @@ from inferoptim.engine.request import Sequence
 from inferoptim.engine.runner import Runner
 from inferoptim.engine.step import Admission, ScheduledSequence, StepPlan
 
-_PROBE_EVERY = 32  # steps between probes once speculation was judged a loss
+_PROBE_EVERY = 32  # steps between trials of the other answer: speculation judged a loss, or a gain
+_DECAY_COST = 0.95  # weight of the past in what a step costs
+_MOST_OF_MEAN = 4.0
+_MOST_AT_FIRST = 8.0
+_UNSEEN = 2  # verifying steps at the start that are not timed: kernels may be compiled in them
 _LOOK_EVERY = 8  # plans launched ahead of each other while it is a loss, before it is thought over again
 _DECAY = 0.97  # weight of the past in the running estimates
 
@@ -172,30 +176,72 @@ def _common_prefix(a: list[int], b: list[int], start: int) -> int:
     return i
 
 
-class DraftLength:
-    """How many tokens to propose, from the acceptance and the step cost measured so far.
+class StepCost:
+    """Seconds of one kind of step as a + b·tokens: running least squares over the steps seen.
 
-    A step over T tokens takes about a + b·T (running least squares); a proposal's token is accepted with probability
-    alpha (running mean), so d proposals yield 1 + alpha + … + alpha^d tokens. The length that maximises tokens per second is
-    taken; 0 when speculation is a loss, as it is for large batches on a machine already bound by arithmetic. A loss is
-    probed again from time to time.
+    One slow step (something compiled, a neighbour on the machine) counts for at most four times the mean.
+    """
+
+    def __init__(self) -> None:
+        self._w = self._x = self._y = self._xx = self._xy = 0.0
+
+    @property
+    def known(self) -> bool:
+        """Whether a step of this kind was seen."""
+        return self._w > 0
+
+    def observe(self, num_tokens: float, step_s: float) -> None:
+        """One step."""
+        x, y = float(num_tokens), step_s
+        if self.known:
+            y = min(y, _MOST_OF_MEAN * self._y / self._w)
+        self._w = self._w * _DECAY_COST + 1
+        self._x = self._x * _DECAY_COST + x
+        self._y = self._y * _DECAY_COST + y
+        self._xx = self._xx * _DECAY_COST + x * x
+        self._xy = self._xy * _DECAY_COST + x * y
+
+    def at(self, num_tokens: float) -> float:
+        """Seconds of a step of so many tokens; never falling with their number."""
+        mean_x, mean_y = self._x / self._w, self._y / self._w
+        variance = self._xx / self._w - mean_x**2
+        slope = max((self._xy / self._w - mean_x * mean_y) / variance, 0.0) if variance >= 0.25 else 0.0
+        return max(mean_y + slope * (num_tokens - mean_x), 0.0)
+
+
+class DraftLength:
+    """How many tokens to propose, from the acceptance and the step costs measured so far.
+
+    Plain steps, steps in a plan of many, and verifying steps are timed apart: on a GPU the first are replays of a graph and the last may
+    not be, so that one line through all would hide what verification costs. A proposal's token is accepted with probability alpha
+    (running mean), so d proposals yield 1 + alpha + … + alpha^d tokens, for the share of sequences that get any. The length that
+    maximises tokens per second is taken; 0 when speculation is a loss, as it is for large batches on a machine already bound
+    by arithmetic. Either answer is tried against the other from time to time.
     """
 
     def __init__(self, longest: int) -> None:
         self._longest = longest
         self._accepted, self._proposed = 3.0, 5.0  # prior: 0.6, worth five observations
-        self._w = self._x = self._y = self._xx = self._xy = 0.0
+        self._coverage = 1.0  # share of the sequences asked for that got proposals
+        self._plain, self._many, self._verify = StepCost(), StepCost(), StepCost()
+        self._verified = 0
         self._proposal_s = 0.0
-        self._steps_off = 0
+        self._since_other = 0  # steps since the other answer was last tried
 
-    def observe_step(self, num_tokens: int, step_s: float) -> None:
-        """One step that computed `num_tokens` in `step_s` seconds."""
-        x, y = float(num_tokens), step_s
-        self._w = self._w * _DECAY + 1
-        self._x = self._x * _DECAY + x
-        self._y = self._y * _DECAY + y
-        self._xx = self._xx * _DECAY + x * x
-        self._xy = self._xy * _DECAY + x * y
+    def observe_plain(self, num_sequences: int, step_s: float, *, in_many: bool = False) -> None:
+        """A step without proposals; `in_many`: one of a plan of many."""
+        (self._many if in_many else self._plain).observe(num_sequences, step_s)
+
+    def observe_verification(self, num_tokens: int, step_s: float) -> None:
+        """A step that verified proposals, `num_tokens` computed in all."""
+        self._verified += 1
+        if self._verified <= _UNSEEN:
+            return
+        if (
+            not self._verify.known and self._plain.known
+        ):  # nothing to compare the first one with but a plain step
+            step_s = min(step_s, _MOST_AT_FIRST * self._plain.at(num_tokens))
+        self._verify.observe(num_tokens, step_s)
 
     def observe_acceptance(self, proposed: int, accepted: int) -> None:
         """Of `proposed` tokens the first `accepted` were right; those after the first wrong one were not tried."""
@@ -203,39 +249,37 @@ class DraftLength:
         self._proposed = self._proposed * _DECAY + tried
         self._accepted = self._accepted * _DECAY + accepted
 
-    def observe_proposal(self, num_tokens: int, seconds: float) -> None:
-        """Proposing `num_tokens` a sequence took `seconds` (next to nothing for prompt lookup)."""
+    def observe_proposal(self, num_tokens: int, seconds: float, share: float) -> None:
+        """Proposing `num_tokens` a sequence took `seconds`; this share of the sequences got some."""
         if num_tokens:
             self._proposal_s = self._proposal_s * _DECAY + (seconds / num_tokens) * (1 - _DECAY)
+            self._coverage = self._coverage * _DECAY + share * (1 - _DECAY)
 
     def choose(self, num_sequences: int) -> int:
         """Proposals a sequence for the next step."""
-        fixed, per_token = self._cost()
-        if fixed + per_token <= 0:
+        if not self._plain.known and not self._many.known:
+            return 0  # what a step costs without any must be known first
+        if not self._verify.known:
             return self._longest
-        alpha = min(self._accepted / self._proposed, 0.99)
-        best, best_rate = 0, 0.0
-        for d in range(self._longest + 1):
-            gained = num_sequences * (1 - alpha ** (d + 1)) / (1 - alpha)
-            cost = fixed + per_token * num_sequences * (d + 1) + d * self._proposal_s
-            if gained / cost > best_rate * 1.01:  # a gain under 1 % is not worth the irregularity
-                best, best_rate = d, gained / cost
-        if best == 0:
-            self._steps_off += 1
-            return 1 if self._steps_off % _PROBE_EVERY == 0 else 0
-        self._steps_off = 0
+        best = self._best(num_sequences)
+        self._since_other += 1
+        if self._since_other % _PROBE_EVERY == 0:
+            return 0 if best else 1
         return best
 
-    def _cost(self) -> tuple[float, float]:
-        """(seconds a step, seconds a token) by least squares; all fixed while only one step size was seen."""
-        if self._w == 0:
-            return 0.0, 0.0
-        variance = self._xx / self._w - (self._x / self._w) ** 2
-        mean_y = self._y / self._w
-        if variance < 0.25:
-            return mean_y, 0.0
-        slope = max((self._xy / self._w - self._x / self._w * mean_y) / variance, 0.0)
-        return max(mean_y - slope * self._x / self._w, 0.0), slope
+    def _best(self, n: int) -> int:
+        alpha = min(self._accepted / self._proposed, 0.99)
+        plain = (self._plain if self._plain.known else self._many).at(n)
+        best, best_rate = 0, n / (self._many if self._many.known else self._plain).at(n)
+        with_any = 1 - (1 - self._coverage) ** n
+        served = n * self._coverage  # of all sequences, over verifying and plain steps
+        for d in range(1, self._longest + 1):
+            gained = n - served + served * (1 - alpha ** (d + 1)) / (1 - alpha)
+            tokens = n + d * served / max(with_any, 1e-9)
+            cost = with_any * self._verify.at(tokens) + (1 - with_any) * plain + d * self._proposal_s
+            if gained / cost > best_rate * 1.01:  # a gain under 1 % is not worth the irregularity
+                best, best_rate = d, gained / cost
+        return best
 
 
 class Speculator:
@@ -256,7 +300,8 @@ class Speculator:
             return {}
         started = time.perf_counter()
         proposals = self._proposer.propose(ready, wanted)
-        self._length.observe_proposal(wanted, time.perf_counter() - started)
+        share = sum(map(bool, proposals.values())) / len(ready)
+        self._length.observe_proposal(wanted, time.perf_counter() - started, share)
         return proposals
 
     @property
@@ -276,8 +321,13 @@ class Speculator:
 
     def observe(self, plan: StepPlan, step_s: float, accepted: dict[int, int]) -> None:
         """Learn from a step: `accepted` drafts by slot."""
-        if all(s.samples for s in plan.sequences):
-            self._length.observe_step(plan.num_tokens // plan.num_steps, step_s / plan.num_steps)
+        if all(s.samples and s.num_tokens - s.num_draft == 1 for s in plan.sequences):  # no prompt among them
+            if plan.num_steps > 1:
+                self._length.observe_plain(len(plan.sequences), step_s / plan.num_steps, in_many=True)
+            elif any(s.num_draft for s in plan.sequences):
+                self._length.observe_verification(plan.num_tokens, step_s)
+            else:
+                self._length.observe_plain(len(plan.sequences), step_s)
         for s in plan.sequences:
             if s.num_draft:
                 self._length.observe_acceptance(s.num_draft, accepted.get(s.slot, 0))
