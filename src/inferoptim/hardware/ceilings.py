@@ -76,7 +76,7 @@ def measure_ceilings(
     result = measure(num_threads or usable_cores(), report)
     return replace(
         result,
-        others_busy=max(busy_before, _others_busy()),
+        others_busy=None if device == "cuda" else max(busy_before, _others_busy()),  # a busy CPU slows no GPU kernel
         measured_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         took_s=perf_counter() - started,
     )
