@@ -74,9 +74,10 @@ def measure_ceilings(
     else:
         from inferoptim.hardware.measure_cpu import measure
     result = measure(num_threads or usable_cores(), report)
+    busy = None if device == "cuda" else max(busy_before, _others_busy())  # a busy CPU slows no GPU kernel
     return replace(
         result,
-        others_busy=None if device == "cuda" else max(busy_before, _others_busy()),  # a busy CPU slows no GPU kernel
+        others_busy=busy,
         measured_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         took_s=perf_counter() - started,
     )
