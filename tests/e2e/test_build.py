@@ -25,6 +25,7 @@ from inferoptim.models.hub import resolve_model
 from inferoptim.models.load import load_decoder
 from inferoptim.models.tokenizer import load_tokenizer
 from inferoptim.quant.checkpoint import dequantised
+from inferoptim.quant.formats import GroupedWeight
 from inferoptim.records.schema import ConfigurationRecord, Interval, MetricSummary, Summary
 from tests.tiny import save_tiny_llama, tiny_tokenizer
 
@@ -94,6 +95,13 @@ def test_transformers_loads_what_was_built_and_computes_the_same(
         assert (expected - source).norm() < 1.8 * (got - source).norm()
     else:
         assert error < 2e-3, error
+    if (
+        name == "int4"
+    ):  # the same integers, kept in groups; the inputs' rounding is what is left of the difference
+        kept = load_decoder(out, device=torch.device("cpu"), dtype=torch.float32, quantization="int4")
+        assert all(isinstance(layer.down, GroupedWeight) for layer in kept.weights.layers)
+        error = (Scorer(kept, 128).logits(ids[0].tolist()) - expected).norm() / expected.norm()
+        assert error < 0.03, error
 
 
 def test_products_above_the_limit_stay_dense_and_are_ignored_by_other_engines(

@@ -38,7 +38,20 @@ struct Pairs {
     int32_t low[MOST], high[MOST];
 };
 
+// Weights of the next product, asked of memory a few lines at a time while it would idle.
+struct Stream {
+    const char *at = nullptr, *end = nullptr;
+    size_t lines = 0;  // of one call
+
+    void fetch() {
+#if defined(__x86_64__)
+        for (size_t i = 0; i < lines && at < end; ++i, at += 64) _mm_prefetch(at, _MM_HINT_T1);
+#endif
+    }
+};
+
 struct Scratch {
+    Stream stream;
     std::vector<float> q, o, k, v, score, weight, total;
     float factor[TILE], v_scale[TILE];
     void reserve(int dim) {
@@ -114,6 +127,7 @@ template <class E, bool HALF>
 static void turn_keys(const Tile<E>& tile, int dim, Scratch& s, Soon& soon) {
     for (int j = 0; j < tile.n; j += 16) {
         soon.fetch(16);
+        s.stream.fetch();
         for (int d = 0; d < dim; d += HALF ? 32 : 16) {
             v16f row[16];
 #pragma GCC unroll 16

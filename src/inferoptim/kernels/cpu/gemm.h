@@ -53,7 +53,7 @@ static void gemm(const Inputs& in, const Linear& w, size_t rows, int panel0, int
     // bytes that an inner step of 128 bytes asks for, or (GROUPS) a group
     const int step = (int)(w.kind == GROUPS ? (w.group_bytes() / tiles + 63) / 64 * 64 : std::max((size_t)1, 2 * 64 / tiles));
     for (int panel = panel0; panel < panel1; ++panel) {
-        Ahead ahead{w.packed + panel_bytes * std::min(panel + 1, w.panels - 1), step};
+        Ahead ahead{w.packed + panel_bytes * (panel + 1), step};  // behind the last panel lies the next product's first
         size_t r = 0;
         for (; r + 8 <= rows; r += 8, ahead.at += panel_bytes / tiles) tile<8>(in, w, r, panel, ahead, out);
         switch (rows - r) {

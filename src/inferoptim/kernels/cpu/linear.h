@@ -185,21 +185,25 @@ static void pack_panel(Linear& w, const LinearSource& s, const std::vector<int>&
             }
             continue;
         }
-        const int real = row < 0 ? 0 : w.k;
-        const size_t from = (size_t)std::max(row, 0) * w.k;
-        if (w.kind == F32) {
-            for (int k = 0; k < w.k_padded; ++k) ((float*)panel)[(size_t)k * PANEL + j] = k < real ? ((const float*)s.weight)[from + k] : 0.0f;
-        } else if (w.kind == BF16) {
-            for (int k = 0; k < w.k_padded; ++k)
-                ((uint16_t*)panel)[((size_t)k / 2 * PANEL + j) * 2 + k % 2] = k < real ? ((const uint16_t*)s.weight)[from + k] : 0;
-        } else {
-            const int8_t* q = (const int8_t*)s.weight + from;
-            const bool fours = in_fours(w);
-            for (int k = 0; k < w.k_padded; ++k) {
-                const int value = k < real ? q[k] : 0;
-                if (fours) ((uint8_t*)panel)[((size_t)k / 4 * PANEL + j) * 4 + k % 4] = (uint8_t)(value + 128);
-                else ((int8_t*)panel)[(size_t)k * PANEL + j] = (int8_t)value;
-            }
+        const size_t element = w.kind == F32 ? 4 : w.kind == BF16 ? 2 : 1;
+        const char* from = row < 0 ? nullptr : (const char*)s.weight + (size_t)row * w.k * element;
+        if (element == 1 && !in_fours(w)) {
+            for (int k = 0; k < w.k_padded; ++k) panel[(size_t)k * PANEL + j] = from && k < w.k ? from[k] : 0;
+            continue;
+        }
+        // one float, two bfloat16 or four int8 (as w + 128) a word
+        const uint32_t shift = element == 1 ? 0x80808080u : 0;
+        const size_t words = w.k_padded * element / 4, whole = from ? w.k * element / 4 : 0;
+        uint32_t* to = (uint32_t*)panel + j;
+        for (size_t i = 0; i < whole; ++i) {
+            uint32_t word;
+            std::memcpy(&word, from + 4 * i, 4);
+            to[i * PANEL] = word ^ shift;
+        }
+        for (size_t i = whole; i < words; ++i) {
+            uint32_t word = 0;
+            if (from && 4 * i < w.k * element) std::memcpy(&word, from + 4 * i, w.k * element - 4 * i);
+            to[i * PANEL] = word ^ shift;
         }
     }
 }

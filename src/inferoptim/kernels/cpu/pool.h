@@ -116,7 +116,7 @@ class Pool {
             if (!board_.compare_exchange_weak(board, board - 1, std::memory_order_acq_rel)) continue;
             idle = 0;
             const uint32_t phase = number(board);
-            (*work_)(thread, (int)(phase - first_), (int)unclaimed(board) - 1);
+            (*work_)(thread, (int)(phase - first_), (*counts_)[phase - first_] - (int)unclaimed(board));
             if (unfinished_.fetch_sub(1, std::memory_order_acq_rel) == 1) open(phase + 1);
             board = board_.load(std::memory_order_acquire);
         }
