@@ -61,4 +61,10 @@ def describe() -> dict[str, str]:
     state = _state()
     if state.library is None:
         return {"native step": "no", "reason": state.why_not or "", "fallback": "torch operators"}
-    return {"native step": "yes", "instruction set": isa() or "", "library": str(state.path)}
+    weights = "float32, bfloat16, int8, int4"
+    return {
+        "native step": "yes",
+        "instruction set": isa() or "",
+        "weights": weights,
+        "library": str(state.path),
+    }

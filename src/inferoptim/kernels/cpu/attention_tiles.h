@@ -1,0 +1,115 @@
+// What attention reads: one sequence's keys and values, tile by tile out of the pages, and where a thread works on them.
+#pragma once
+#include <algorithm>
+#include <vector>
+
+#include "vector.h"
+
+namespace io {
+
+constexpr int TILE = 64;
+constexpr int MOST = 64;  // pairs of one call
+constexpr int FEW = 12;   // up to so many, keys stand in the lanes
+
+// One layer's keys and values, and where one sequence's tokens lie in them.
+struct Cache {
+    const void *k, *v;
+    const float *k_scale, *v_scale;  // int8: per (slot, head), else null
+    int heads, dim;
+    const int32_t* slots;  // of each token of the sequence
+
+    size_t at(int token, int head) const { return ((size_t)slots[token] * heads + head) * dim; }
+    size_t scale_at(int token, int head) const { return (size_t)slots[token] * heads + head; }
+};
+
+// Pair i: query q[i] (dim floats) sees tokens [low[i], high[i]) and writes out[i].
+struct Pairs {
+    int count;
+    const float* q[MOST];
+    float* out[MOST];
+    int32_t low[MOST], high[MOST];
+};
+
+// Weights of the next product, asked of memory a few lines at a time while it would idle.
+struct Stream {
+    const char *at = nullptr, *end = nullptr;
+    size_t lines = 0;  // of one call
+
+    void fetch() {
+#if defined(__x86_64__)
+        for (size_t i = 0; i < lines && at < end; ++i, at += 64) _mm_prefetch(at, _MM_HINT_T1);
+#endif
+    }
+};
+
+struct Scratch {
+    Stream stream;
+    std::vector<float> q, o, k, v, score, weight, total;
+    float factor[TILE], v_scale[TILE];
+    void reserve(int dim) {
+        for (auto* a : {&q, &o}) a->resize((size_t)dim * MOST);
+        for (auto* a : {&k, &v}) a->resize((size_t)dim * TILE);
+        score.resize(TILE * 16);
+        weight.resize(TILE * 16);
+        total.resize(16 * MOST);
+    }
+};
+
+static const v16f NOTHING = splat(-1e30f);  // score of a key that a pair does not see
+static inline v16f seen_exp(v16f x, v16f top) { return select(x > splat(-1e29f), vexp(x - top), v16f{}); }
+static inline v16i sees(const v16i& token, v16i low, v16i high) { return (token >= low) & (token < high); }
+
+#if defined(IO_BF16_DOT)
+static inline v16f dot2(v16f sum, v16u a, v16u b) {
+    return (v16f)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+}
+static inline void to_half(const float* from, uint16_t* to) {  // sixteen
+    const __m256bh h = _mm512_cvtneps_pbh(_mm512_loadu_ps(from));
+    std::memcpy(to, &h, 32);
+}
+static inline v16u half_32(const uint16_t* p) { return load<v16u>(p); }
+static inline v16u half_32(const int8_t* p) {  // exact: bfloat16 holds every integer up to 256
+    return (v16u)_mm512_cvtne2ps_pbh((__m512)widen(p + 16), (__m512)widen(p));
+}
+#endif
+static inline v16u splat_u(uint32_t x) { return (v16u)splat((int32_t)x); }
+
+// Tokens whose keys and values are wanted soon: asked of memory a few at a time, in step with the work on others.
+struct Soon {
+    const Cache* c;
+    int token, last, head, size;  // size: bytes of an element
+
+    void fetch(int count) {
+#if defined(__x86_64__)
+        for (; count > 0 && token < last; --count, ++token) {
+            const size_t at = c->at(token, head) * size;
+            for (int i = 0; i < c->dim * size; i += 64) {
+                _mm_prefetch((const char*)c->k + at + i, _MM_HINT_T1);
+                _mm_prefetch((const char*)c->v + at + i, _MM_HINT_T1);
+            }
+        }
+#endif
+    }
+};
+
+// Rows of one tile's keys and values; past the end the last one is repeated, which nobody sees.
+template <class E>
+struct Tile {
+    const E *k[TILE], *v[TILE];
+    int n;  // rows, even
+
+    Tile(const Cache& c, int t0, int last, int head, float softmax_scale, Scratch& s) {
+        const int real = std::min(TILE, last - t0);
+        n = (real + 1) / 2 * 2;
+        for (int j = 0; j < TILE; ++j) {
+            const int token = t0 + std::min(j, real - 1);
+            const size_t at = c.at(token, head);
+            k[j] = (const E*)c.k + at;
+            v[j] = (const E*)c.v + at;
+            s.factor[j] = softmax_scale * (sizeof(E) == 1 ? c.k_scale[c.scale_at(token, head)] : 1.0f);
+            s.v_scale[j] = sizeof(E) == 1 ? c.v_scale[c.scale_at(token, head)] : 1.0f;
+        }
+    }
+};
+
+}  // namespace io
