@@ -11,22 +11,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.phases import PHASES, run_job
+from benchmarks.gpu.phases import KERNEL_CHECKS, PHASES, run_job
 from benchmarks.gpu.shapes import CASES, NAMES, VLLM_S, Ceilings
-
-_CHECKS = ("_rows", "_rope", "_attention", "_gemv_dense", "_gemv_int8", "_gemv_fp8", "_sampling")
 
 
 def parity(workers: int, agreement: bool, limit_s: float) -> tuple[dict[str, Any], bool]:
     """Kernels against their reference, then the engine against torch operators; side by side, since nothing is timed."""
     jobs: dict[str, dict[str, Any]] = {
-        f"kernels {check[1:]} {dtype}": {
+        f"kernels {check} {dtype}": {
             "kind": "kernels",
             "check": check,
             "dtype": dtype,
             "seed": int(time.time()),
         }
-        for check in _CHECKS
+        for check in KERNEL_CHECKS
         for dtype in ("bfloat16", "float16")
     }
     if agreement:
@@ -95,6 +93,7 @@ def main() -> int:
     parser.add_argument("--precisions", default="bf16,fp8", help="bf16, fp8, int8, each also with +kv8")
     parser.add_argument("--cases", default=",".join(map(str, CASES)))
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=300, help="how long random traffic lasts")
     parser.add_argument("--profile", action="store_true", help="also print device time by kernel")
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=JSON", help="an EngineConfig field"
@@ -129,7 +128,7 @@ def main() -> int:
                 if args.out:
                     args.out.write_text(json.dumps(report, indent=1))
 
-            phase(args, keep)
+            good &= phase(args, keep) is not False
     if "speed" in phases:
         fields = {k: json.loads(v) for k, _, v in (pair.partition("=") for pair in args.set)}
         for model in args.models.split(","):

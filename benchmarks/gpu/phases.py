@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,18 +21,25 @@ LIMIT_S = 240.0
 Keep = Callable[[str, dict[str, Any]], None]  # (part, result): stores it at once
 
 
-def run_job(job: dict[str, Any], limit_s: float, quiet: bool = False) -> dict[str, Any]:
-    """One job in a fresh process; its result, or {'error': why}. What it started ends with it."""
+KERNEL_CHECKS = ("rows", "rope", "attention", "gemv_dense", "gemv_int8", "gemv_fp8", "sampling")
+
+
+def run_job(
+    job: dict[str, Any], limit_s: float, quiet: bool = False, under: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """One job in a fresh process, started by the command `under`; its result, or {'error': why}.
+
+    What it started ends with it. Under a command, 'status' and the end of its 'output' are there, too.
+    """
     with tempfile.TemporaryDirectory() as folder:
         asked, given, log = (Path(folder) / name for name in ("job.json", "result.json", "log"))
         asked.write_text(json.dumps(job))
-        command = [sys.executable, "-m", "benchmarks.gpu.worker", str(asked), str(given)]
+        command = [*under, sys.executable, "-m", "benchmarks.gpu.worker", str(asked), str(given)]
         with log.open("wb") as output:
             to = output if quiet else None
             process = subprocess.Popen(command, stdout=to, stderr=to, start_new_session=True)
             try:
-                status = process.wait(limit_s)
-                failed = f"exit status {status}"
+                failed = f"exit status {process.wait(limit_s)}"
             except subprocess.TimeoutExpired:
                 failed = f"no result within {limit_s:.0f} s"
             finally:
@@ -41,6 +49,8 @@ def run_job(job: dict[str, Any], limit_s: float, quiet: bool = False) -> dict[st
         result: dict[str, Any] = json.loads(given.read_text()) if given.exists() else {"error": failed}
         if quiet and "error" in result:
             result["error"] += "\n" + log.read_text(errors="replace")[-2500:]
+        if under:
+            result.update(status=process.returncode, output=log.read_text(errors="replace")[-2500:])
         return result
 
 
@@ -177,6 +187,50 @@ def vllm(args: argparse.Namespace, keep: Keep) -> None:
             print(f"vllm, {path.name}: {_short(outcome.result())}", flush=True)
 
 
+def traffic(args: argparse.Namespace, keep: Keep) -> bool:
+    """Random traffic, and steps without memory."""
+    parts: dict[str, dict[str, Any]] = {
+        "traffic": {"seconds": args.seconds, "seed": int(time.time())}, "out_of_memory": {},
+    }  # fmt: skip
+    good = True
+    for name, arguments in parts.items():
+        seen = call("traffic", name, limit_s=args.seconds + LIMIT_S, **arguments)
+        keep(name, seen)
+        ok = "error" not in seen and not seen["failed"]
+        good &= ok
+        told = {k: v for k, v in seen.items() if k not in ("error", "failed")}
+        print(
+            f"{'ok  ' if ok else 'FAIL'} {name}: {told} {seen.get('error', seen.get('failed'))}", flush=True
+        )
+    return good
+
+
+def sanitizer(args: argparse.Namespace, keep: Keep) -> bool:
+    """The kernels' checks on small shapes under compute-sanitizer, both tools and all checks at once."""
+    tool = shutil.which("compute-sanitizer")
+    if tool is None:
+        print("FAIL compute-sanitizer is not installed here (it comes with the CUDA toolkit)")
+        return False
+    job = {"kind": "kernels", "dtype": "bfloat16", "seed": 0, "small": True}
+    asked = [(which, check) for which in ("memcheck", "racecheck") for check in KERNEL_CHECKS]
+
+    def run(pair: tuple[str, str]) -> dict[str, Any]:
+        under = (tool, "--tool", pair[0], "--target-processes", "application-only", "--error-exitcode", "9")
+        return run_job({**job, "check": pair[1]}, args.limit_s, quiet=True, under=under)
+
+    good = True
+    with ThreadPoolExecutor(len(asked)) as pool:
+        for pair, seen in zip(asked, pool.map(run, asked), strict=True):
+            keep(" ".join(pair), seen)
+            ok = seen["status"] == 0 and "error" not in seen and not seen["failed"]
+            good &= ok
+            summary = [line for line in seen["output"].splitlines() if "SUMMARY" in line]
+            print(
+                f"{'ok  ' if ok else 'FAIL'} {' '.join(pair)}: {seen.get('error', seen.get('checked'))} {summary}"
+            )
+    return good
+
+
 def _short(result: dict[str, Any]) -> str:
     if "cases" not in result:
         return str(result.get("error", result))
@@ -190,6 +244,8 @@ def _short(result: dict[str, Any]) -> str:
     return f"{result['version']}, {began}; " + "; ".join(rows)
 
 
-PHASES: dict[str, Callable[[argparse.Namespace, Keep], None]] = {
-    "start": start, "beside": beside, "real": real, "speculation": speculation, "vllm": vllm,
+# a phase that found something wrong returns False
+PHASES: dict[str, Callable[[argparse.Namespace, Keep], bool | None]] = {
+    "start": start, "beside": beside, "real": real, "speculation": speculation, "vllm": vllm, "traffic": traffic,
+    "sanitizer": sanitizer,
 }  # fmt: skip

@@ -18,10 +18,9 @@ def do(job: dict[str, Any]) -> dict[str, Any]:
         from inferoptim.kernels.triton import selfcheck
 
         device = torch.device("cuda", 0)
-        checks = tuple(c for c in selfcheck.CHECKS if c.__name__ == job["check"])
         outcomes = selfcheck.run(
-            device, (getattr(torch, job["dtype"]),), seed=job["seed"], checks=checks,
-            fp8=torch.cuda.get_device_capability(device) >= (8, 9),
+            device, (getattr(torch, job["dtype"]),), seed=job["seed"], checks=(job["check"],),
+            fp8=torch.cuda.get_device_capability(device) >= (8, 9), small=job.get("small", False),
         )  # fmt: skip
         return {
             "checked": len(outcomes),

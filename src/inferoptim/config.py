@@ -51,7 +51,13 @@ class EngineConfig(BaseModel):
         2048, ge=1, description="Most tokens computed in one step (the token budget)."
     )
     kv_budget_bytes: int | None = Field(
-        None, ge=1, description="Memory for the KV-cache, the same for paged and contiguous."
+        None,
+        ge=1,
+        description="Memory for the KV-cache, the same for paged and contiguous; default: 1 GiB on a CPU, on a GPU what "
+        "gpu_memory_utilization leaves. Never more than max_num_seqs sequences of max_model_len could use.",
+    )
+    gpu_memory_utilization: float = Field(
+        0.9, gt=0, le=1, description="Share of a GPU's memory that may be in use once the engine is loaded."
     )
     block_size: int = Field(16, ge=1, le=256, description="Tokens in one KV block.")
 
@@ -118,6 +124,7 @@ class EngineConfig(BaseModel):
 
 
 DEFAULT_KV_BUDGET_BYTES = 1 * GIB
+MAX_DEVICE_RULES = 48  # biased or barred tokens that a GPU's sampling kernel takes for one request
 
 
 class SamplingParams(BaseModel):
@@ -184,6 +191,11 @@ class SamplingParams(BaseModel):
         return self.temperature == 0
 
     @property
+    def penalises(self) -> bool:
+        """True when the choice depends on which tokens came before."""
+        return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1.0)
+
+    @property
     def plain(self) -> bool:
         """True when the choice is the argmax of the raw logits and nothing else is asked of them."""
         return (
@@ -192,10 +204,19 @@ class SamplingParams(BaseModel):
             and self.prompt_logprobs is None
             and not self.min_tokens
             and not self.logit_bias
-            and not self.presence_penalty
-            and not self.frequency_penalty
-            and self.repetition_penalty == 1.0
+            and not self.penalises
             and self.grammar is None
+        )
+
+    @property
+    def on_device(self) -> bool:
+        """True when a GPU can choose token after token by itself: the host is asked for nothing in between."""
+        rules = len(self.logit_bias) + (len(self.stop_token_ids) if self.min_tokens else 0)
+        return (
+            self.logprobs is None
+            and self.prompt_logprobs is None
+            and self.grammar is None
+            and rules <= MAX_DEVICE_RULES
         )
 
 

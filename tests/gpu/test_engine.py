@@ -80,7 +80,14 @@ def generate(model: Path, **fields: object) -> list[list[int]]:
     llm = LLM(EngineConfig.create(model=str(model), kernels="torch", **{**settings, **fields}))
     prompts = [[7, 9, 11, 30][: 1 + i % 4] * (1 + i) for i in range(6)]
     samplings = [SamplingParams(temperature=0, max_tokens=1 + 3 * (i % 4), ignore_eos=True) for i in range(6)]
-    samplings[4] = SamplingParams(temperature=0.9, top_k=5, seed=3, max_tokens=3, ignore_eos=True)
+    drawn: list[dict[str, Any]] = [
+        {"temperature": 0.9, "top_k": 5, "seed": 3, "max_tokens": 9},
+        {"temperature": 1.3, "top_p": 0.8, "min_p": 0.01, "seed": 4, "frequency_penalty": 1.5, "max_tokens": 14},
+        {"temperature": 0, "repetition_penalty": 1.7, "presence_penalty": 0.5, "max_tokens": 14},
+        {"temperature": 2, "seed": 5, "logit_bias": {9: 4.0, 11: -3.0}, "stop_token_ids": (9,), "min_tokens": 6, "max_tokens": 9},
+    ]  # fmt: skip
+    samplings += [SamplingParams(ignore_eos=True, **fields) for fields in drawn]
+    prompts += [[5 + i, 9, 9, 12, 7][: 2 + i] for i in range(len(drawn))]
     done = llm.generate(prompts, samplings)
     llm.core.check()
     return [o.token_ids for o in done]
@@ -157,3 +164,88 @@ def test_leaving_while_a_plan_made_ahead_is_out_harms_nobody(
     assert not llm.core.has_work
     assert llm.generate([[7, 9, 11]], sampling)[0].token_ids == alone
     llm.core.check()
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="without a GPU only: memory runs out where the test says"
+)
+@pytest.mark.parametrize("fields", [{}, {"in_flight_batching": False, "chunked_prefill": False}], ids=str)
+def test_a_step_without_memory_is_made_smaller(
+    device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, object]
+):
+    from inferoptim.models import cuda
+
+    save_tiny_llama(tmp_path)
+    tiny_tokenizer(tmp_path)
+    use_cuda_path_on_cpu(monkeypatch)
+    settings: dict[str, Any] = {
+        "dtype": "float16", "max_model_len": 48, "max_num_seqs": 5, "max_num_batched_tokens": 24, "block_size": 4,
+    }  # fmt: skip
+    llm = LLM(EngineConfig.create(model=str(tmp_path), kernels="torch", **{**settings, **fields}))
+    prompts = [[7, 9, 11, 30][: 1 + i % 4] * (1 + i) for i in range(6)]
+    sampling = SamplingParams(temperature=0, max_tokens=6, frequency_penalty=0.5, ignore_eos=True)
+    scored = SamplingParams(temperature=0, max_tokens=2, prompt_logprobs=0, ignore_eos=True)
+    expected = [o.token_ids for o in llm.generate(prompts, sampling)]
+    buffers_for = cuda.CudaDecoder._buffers_for
+
+    def short_of_memory(decoder: Any, tokens: int) -> Any:
+        if tokens > most:
+            raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+        return buffers_for(decoder, tokens)
+
+    monkeypatch.setattr(cuda.CudaDecoder, "_buffers_for", short_of_memory)
+    llm.core.reset_prefix_cache()
+    before = llm.core.counters()["preemptions"]
+    most = 17  # some steps take more, no single prompt does
+    assert [o.token_ids for o in llm.generate(prompts, sampling)] == expected
+    assert llm.core.counters()["preemptions"] > before
+    llm.core.check()
+    most = 11  # a prompt in two parts, one of them twice: its log-probabilities come once
+    llm.core.reset_prefix_cache()
+    if not fields:
+        found = llm.generate([prompts[5], prompts[0]], [scored, sampling])[0]
+        assert [p.token_id for p in found.prompt_logprobs or ()] == prompts[5][1:]
+    most = 0  # nothing can be computed at all: the request ends with an error, and the engine goes on
+    llm.core.reset_prefix_cache()
+    assert llm.generate([prompts[0]], sampling)[0].finish_reason == "error"
+    most = 20
+    llm.core.reset_prefix_cache()
+    assert llm.generate([prompts[0]], sampling)[0].token_ids == expected[0]
+    llm.core.check()
+
+
+@pytest.mark.parametrize(
+    ("fields", "quantization", "reason"),
+    [
+        ({}, "none", None),
+        ({"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 20}, "none", "head size 20"),
+        ({"intermediate_size": 100}, "int8", "multiples of 16"),
+        ({"intermediate_size": 100}, "none", None),
+        ({"num_attention_heads": 66, "num_key_value_heads": 1, "head_dim": 16}, "none", "66 query heads"),
+    ],
+    ids=str,
+)
+def test_shapes_that_the_kernels_cannot_take_are_named(
+    device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+    fields: dict[str, object],
+    quantization: str,
+    reason: str | None,
+):
+    from benchmarks.gpu.random_model import random_decoder
+
+    from inferoptim.models.cuda import unsupported
+
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "vocab_size": 64,
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "rope_theta": 1e4,
+        "tie_word_embeddings": False, "torch_dtype": "bfloat16", **fields,
+    }  # fmt: skip
+    decoder = random_decoder(
+        config, device=torch.device("cpu"), dtype=torch.bfloat16, quantization=quantization
+    )
+    monkeypatch.setattr(decoder, "device", torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    found = unsupported(decoder)
+    assert found is None if reason is None else found is not None and reason in found

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 
 from inferoptim.config import SamplingParams
 from inferoptim.engine.blocks import BlockAllocator
+from inferoptim.engine.planning import SchedulerConfig
 from inferoptim.engine.request import FinishReason, Request, Sequence, Status
-from inferoptim.engine.scheduler import Scheduler, SchedulerConfig
+from inferoptim.engine.scheduler import Scheduler
 from inferoptim.engine.step import ScheduledSequence, SequenceResult, StepPlan, StepResult
 from inferoptim.errors import CapacityError, RequestError
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from inferoptim.config import SamplingParams
-from inferoptim.engine.scheduler import SchedulerConfig
+from inferoptim.engine.planning import SchedulerConfig
 from inferoptim.errors import RequestError
 from tests.property.scheduler_harness import VOCABULARY, Harness
 

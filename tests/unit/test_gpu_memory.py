@@ -6,7 +6,7 @@ import pytest
 from benchmarks.gpu.shapes import hf_config
 
 from inferoptim.config import EngineConfig
-from inferoptim.engine.gpu_memory import check_fits, needs
+from inferoptim.engine.gpu_memory import check_fits, kv_budget, needs
 from inferoptim.errors import CapacityError
 from inferoptim.models.spec import spec_from_config
 from inferoptim.units import GIB
@@ -47,3 +47,21 @@ def test_what_fits_passes_and_what_does_not_names_the_way_out() -> None:
         check_fits(need, need.total - 5 * GIB, config(), "card")
     with pytest.raises(CapacityError, match="smaller model"):
         check_fits(need, 2 * GIB, config(quantization="fp8"), "card")
+
+
+def test_without_a_budget_one_sequence_must_fit_and_the_cache_takes_what_is_left() -> None:
+    free = config(kv_budget_bytes=None)
+    assert needs(LLAMA, free, 2, TOKEN).kv_cache == 2304 * TOKEN
+    total = 80 * GIB
+    loaded = 60 * GIB  # free once the weights are there
+    assert kv_budget(loaded, total, free, GIB) == 60 * GIB - 8 * GIB - GIB  # a tenth of the card stays free
+    fuller = config(kv_budget_bytes=None, gpu_memory_utilization=0.95)
+    assert kv_budget(loaded, total, fuller, GIB) == 60 * GIB - 4 * GIB - GIB
+    assert kv_budget(5 * GIB, total, free, GIB) == 0
+
+
+def test_other_processes_on_the_card_are_named() -> None:
+    need = needs(LLAMA, config(kv_budget_bytes=None), 2, TOKEN)
+    with pytest.raises(CapacityError, match=r"held by other processes.*nvidia-smi") as caught:
+        check_fits(need, 8 * GIB, config(kv_budget_bytes=None), "card", others_bytes=70 * GIB)
+    assert "kv_budget_bytes" not in str(caught.value)  # there is none to lower

@@ -19,6 +19,7 @@ from inferoptim.engine.sampler import (
     sample,
     uniform,
 )
+from inferoptim.kernels import reference
 
 
 def context(
@@ -138,8 +139,9 @@ def test_a_batch_draws_what_the_definition_draws_row_by_row():
         if row.sampling.greedy:
             expected.append(int(adjusted.argmax()))
             continue
-        probs, ids = filtered_probabilities(adjusted, row.sampling)
-        below = int((probs.cumsum(0) <= uniform(row.seed, 4)).sum())
-        expected.append(int(ids[min(below, len(ids) - 1)]))
+        s = row.sampling
+        probs = torch.softmax(adjusted.double() / s.temperature, -1)
+        kept = reference.keep_likeliest(probs, s.top_k, s.top_p, s.min_p)
+        expected.append(reference.draw(probs, kept, uniform(row.seed, 4)))
     assert sample(logits, rows) == expected
     assert len(set(expected)) > 20

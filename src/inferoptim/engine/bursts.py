@@ -1,7 +1,7 @@
 """Plans of several decode steps in a row, and plans that follow one whose outcome is not yet known. No torch.
 
 A device that hands each step's token to the next needs the host only to stop it. So when every running sequence
-decodes greedily, one plan may span many steps, and the next plan may go out before the outcome of the latest is in.
+decodes with tokens that the device itself can choose, one plan may span many steps, and the next plan may go out before the outcome of the latest is in.
 What a sequence computes past its end is dropped. It harms nobody: those writes go to blocks that were its own when the
 plan was made, and a later owner's writes come later on the device, which runs plans in order.
 """
@@ -18,7 +18,7 @@ NewBlocks = tuple[int, tuple[int, ...]]
 
 def can_burst(members: Iterable[Tracked]) -> bool:
     """Whether the device alone can choose their tokens, and only the latest token of each is not computed."""
-    return all(seq.plain and len(seq.token_ids) - seq.num_computed == 1 for seq in members)
+    return all(seq.on_device and len(seq.token_ids) - seq.num_computed == 1 for seq in members)
 
 
 def extend(

@@ -6,6 +6,7 @@ Not thread-safe: one thread owns an `EngineCore`. `LLM` drives it from the calle
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections import deque
 from collections.abc import Sequence as SequenceOf
@@ -15,20 +16,29 @@ import numpy as np
 import torch
 
 from inferoptim import __version__
-from inferoptim.config import DEFAULT_KV_BUDGET_BYTES, EngineConfig
+from inferoptim.config import EngineConfig
 from inferoptim.engine.blocks import BlockAllocator
 from inferoptim.engine.grammar import GrammarCompiler, GrammarState
 from inferoptim.engine.kv_cache import allocate_kv_cache, bytes_per_token, num_blocks_within
-from inferoptim.engine.loading import check_gpu_memory, choose_device, load_draft, load_target
+from inferoptim.engine.loading import (
+    check_gpu_memory,
+    choose_device,
+    default_kv_budget,
+    load_draft,
+    load_target,
+)
+from inferoptim.engine.planning import SchedulerConfig
 from inferoptim.engine.request import FinishReason, Request, Sequence, TokenOutput
 from inferoptim.engine.resident import return_freed_memory
 from inferoptim.engine.runner import AheadRunner, DecoderLike, Launched, Runner
-from inferoptim.engine.scheduler import Scheduler, SchedulerConfig
+from inferoptim.engine.scheduler import Scheduler
 from inferoptim.engine.speculative import DraftModelProposer, PromptLookupProposer, Proposer, Speculator
 from inferoptim.engine.step import StepPlan, StepResult
-from inferoptim.errors import ConfigError, RequestError, UnsupportedError
+from inferoptim.errors import CapacityError, ConfigError, RequestError, UnsupportedError
 from inferoptim.models.batch import Batch
 from inferoptim.models.hub import ModelFiles, resolve_model
+
+_log = logging.getLogger(__name__)
 
 
 class EngineCore:
@@ -51,15 +61,19 @@ class EngineCore:
         self.files: ModelFiles = resolve_model(config.model)
         if self.device.type == "cuda":
             check_gpu_memory(self.files, config, self.device)
-        self._decoder: DecoderLike = load_target(self.files, config, self.device)
+        draft: DecoderLike | None = None
+        try:
+            self._decoder: DecoderLike = load_target(self.files, config, self.device)
+            if config.speculative == "draft":
+                draft = load_draft(self.files, self._decoder, config, self.device)
+        except torch.OutOfMemoryError as error:
+            raise CapacityError(
+                f"the GPU's memory ran out while {config.model} was loaded: quantise it, take a smaller one, or see with "
+                f"nvidia-smi who else uses the card ({error})"
+            ) from error
         self.spec = self._decoder.spec
         self.max_model_len = self._model_len()
         self._token_bytes = bytes_per_token(self.spec, self._decoder.dtype, config.kv_quantization)
-        draft = (
-            load_draft(self.files, self._decoder, config, self.device)
-            if config.speculative == "draft"
-            else None
-        )
         draft_token_bytes = bytes_per_token(draft.spec, draft.dtype, config.kv_quantization) if draft else 0
         self._lookahead = config.num_speculative_tokens if config.speculative != "none" else 0
         self._num_blocks = self._count_blocks(self._token_bytes + draft_token_bytes)
@@ -73,10 +87,11 @@ class EngineCore:
             prefix_caching=config.prefix_caching,
             chunked_prefill=config.chunked_prefill,
         )
-        self._scheduler = Scheduler(scheduler_config, BlockAllocator(self._num_blocks, config.block_size))
         self._grammar_compiler: GrammarCompiler | None = None
         self._runner = self._make_runner(self._decoder, grammars=self)
         self._ahead: AheadRunner | None = self._runner if isinstance(self._runner, AheadRunner) else None
+        blocks = BlockAllocator(self._num_blocks, config.block_size)
+        self._scheduler = Scheduler(scheduler_config, blocks, samples_on_device=self._ahead is not None)
         proposer: Proposer | None = None
         if draft is not None:
             proposer = DraftModelProposer(self._make_runner(draft), config.block_size)
@@ -87,10 +102,14 @@ class EngineCore:
         self._reported: dict[
             str, int
         ] = {}  # tokens of each sequence that step() has already given out, or the prompt's
+        self._scored: dict[
+            str, int
+        ] = {}  # prompt log-probabilities of each sequence that step() has given out
         self._rows: dict[int, str] = {}  # request by row of the batch
         self._launched: deque[Launched] = (
             deque()
         )  # steps that a GPU was given and whose outcome is not yet read
+        self._none_ahead = False  # the latest plan made ahead could not be launched
         self._step_s = 0.0
         self._latest: StepPlan | None = None
         return_freed_memory()
@@ -168,21 +187,14 @@ class EngineCore:
         """Run one step; the outputs of the sequences that gained tokens or ended. [] when there is nothing to do."""
         self._latest = None
         if self._speculator is not None and not self._launched:  # else the last token is not known yet
-            running = [s for s in self._running.values() if s.slot >= 0]
-            for request_id, tokens in self._speculator.propose(running).items():
-                self._scheduler.set_drafts(request_id, tokens)
-        if self._ahead is not None:
-            launched = self._launch(self._ahead)
-            if launched is None:
-                return []
-            plan, result = launched.plan, self._ahead.collect(launched)
-        else:
-            speculator = self._speculator
-            most_steps = self._runner.burst_steps if speculator is None or speculator.paused else 1
-            due = self._scheduler.schedule(time.perf_counter(), most_steps, within_end=True)
-            if due is None:
-                return []
-            plan, result = due, self._runner.execute(due)
+            self._propose(self._speculator)
+        try:
+            ran = self._run()
+        except torch.OutOfMemoryError as error:
+            return self._go_on_smaller(error)
+        if ran is None:
+            return []
+        plan, result = ran
         self._latest = plan
         self._step_s += result.step_s
         for admission in plan.admitted:
@@ -192,6 +204,54 @@ class EngineCore:
             accepted = {r.slot: len(r.token_ids) - 1 for r in result.sequences if r.token_ids}
             self._speculator.observe(plan, result.step_s, accepted)
         return self._outputs(result)
+
+    def _run(self) -> tuple[StepPlan, StepResult] | None:
+        """The next plan and its outcome; None when there is nothing to do."""
+        if self._ahead is not None:
+            launched = self._launch(self._ahead)
+            return None if launched is None else (launched.plan, self._ahead.collect(launched))
+        speculator = self._speculator
+        most_steps = self._runner.burst_steps if speculator is None or speculator.paused else 1
+        due = self._scheduler.schedule(time.perf_counter(), most_steps, within_end=True)
+        return None if due is None else (due, self._runner.execute(due))
+
+    def _propose(self, speculator: Speculator) -> None:
+        running = [s for s in self._running.values() if s.slot >= 0]
+        try:
+            proposals = speculator.propose(running)
+        except torch.OutOfMemoryError:  # drafts are a luxury
+            _log.warning("out of GPU memory for drafts: this step does without")
+            for sequence in running:
+                speculator.forget(sequence.request.request_id)
+            torch.cuda.empty_cache()
+            return
+        for request_id, tokens in proposals.items():
+            self._scheduler.set_drafts(request_id, tokens)
+
+    def _go_on_smaller(self, error: torch.OutOfMemoryError) -> list[TokenOutput]:
+        """The device had no memory for a step: everybody is preempted, and less runs at once until it goes well again.
+
+        A step that cannot be made any smaller ends its request with an error.
+        """
+        torch.cuda.empty_cache()
+        failed = self._scheduler.cancel()
+        for admission in failed.admitted:
+            self._rows[admission.slot] = admission.request_id
+        if self._launched:  # it was made ahead: the one before it still comes in
+            self._none_ahead = True
+            return []
+        first = self._rows[failed.sequences[0].slot]
+        what = (
+            f"out of GPU memory in a step of {failed.num_tokens} tokens of {len(failed.sequences)} sequences"
+        )
+        if self._scheduler.retreat(failed):
+            _log.warning("%s: preempted, going on with half as many (%s)", what, error)
+            return []
+        _log.warning("%s, the smallest there is: request %s ends (%s)", what, first, error)
+        sequence = self._running[first]
+        self._scheduler.finish(sequence, FinishReason.ERROR)
+        self._leave(first)
+        return [TokenOutput(first, (), FinishReason.ERROR, sequence.num_cached)]
 
     def _launch(self, runner: AheadRunner) -> Launched | None:
         """The oldest step on the device, with the one after it launched behind it whenever that can be known now.
@@ -205,19 +265,27 @@ class EngineCore:
             if plan is None:
                 return None
             self._launched.append(runner.launch(plan))
-        if runner.run_ahead and (speculator is None or speculator.may_run_ahead()):
+        may = not self._none_ahead and (speculator is None or speculator.may_run_ahead())
+        if runner.run_ahead and may:
             ahead = self._scheduler.schedule_ahead(most_steps)
             if ahead is not None:
                 self._launched.append(runner.launch(ahead))
+        self._none_ahead = False
         return self._launched.popleft()
 
     def _outputs(self, result: StepResult) -> list[TokenOutput]:
         outputs = []
-        for r in result.sequences:
+        assert self._latest is not None, "outputs of no plan"
+        for work, r in zip(self._latest.sequences, result.sequences, strict=True):
             request_id = self._rows[r.slot]
             sequence = self._running.get(request_id)
             if sequence is None or not (r.token_ids or r.prompt_logprobs):
                 continue  # aborted during the step, or a chunk of a prompt
+            prompt_logprobs = r.prompt_logprobs
+            if prompt_logprobs:  # a sequence that was preempted computes its prompt again
+                scored = self._scored.get(request_id, 0)
+                prompt_logprobs = prompt_logprobs[max(0, scored - work.start) :]
+                self._scored[request_id] = scored + len(prompt_logprobs)
             # the scheduler drops verified tokens past a stop, so its list says what was gained
             tokens = tuple(sequence.token_ids[self._reported[request_id] :])
             self._reported[request_id] += len(tokens)
@@ -229,7 +297,7 @@ class EngineCore:
                     sequence.finish_reason,
                     sequence.num_cached,
                     logprobs,
-                    r.prompt_logprobs,
+                    prompt_logprobs,
                 )
             )
             if sequence.finish_reason is not None:
@@ -239,6 +307,7 @@ class EngineCore:
     def _leave(self, request_id: str) -> None:
         self._running.pop(request_id, None)
         self._reported.pop(request_id, None)
+        self._scored.pop(request_id, None)
         if self._speculator is not None:
             self._speculator.forget(request_id)
 
@@ -347,7 +416,7 @@ class EngineCore:
     def _count_blocks(self, token_bytes: int) -> int:
         """Blocks for the budget; no more than every row at full length could use."""
         config = self.config
-        budget = config.kv_budget_bytes or DEFAULT_KV_BUDGET_BYTES
+        budget = config.kv_budget_bytes or default_kv_budget(config, self.device, self.spec)
         blocks = num_blocks_within(budget, config.block_size, token_bytes, self.max_model_len)
         return min(
             blocks, config.max_num_seqs * -(-(self.max_model_len + self._lookahead) // config.block_size)
@@ -378,6 +447,12 @@ class EngineCore:
         from inferoptim.models.cuda import CudaDecoder
 
         assert isinstance(decoder, CudaDecoder), "load_target and load_draft give no other on a GPU"
-        runner = CudaRunner(decoder, kv, graphs=config.compiled_step, **fields)
-        runner.capture()
+        try:
+            runner = CudaRunner(decoder, kv, graphs=config.compiled_step, **fields)
+            runner.capture()
+        except torch.OutOfMemoryError as error:
+            raise CapacityError(
+                "the GPU's memory ran out while steps were captured: lower gpu_memory_utilization, kv_budget_bytes or "
+                f"max_num_seqs, or see with nvidia-smi who else uses the card ({error})"
+            ) from error
         return runner

@@ -64,29 +64,33 @@ class PinnedRing:
         self.used_until(recorded_event())
 
 
+Uploaded = tuple[Batch, Tiles, torch.Tensor]  # and int32 [R]: whose each row of logits is
+
+
 @dataclass(frozen=True, slots=True)
 class TiledIndices:
-    """A varlen step's indices with the tiles of its queries."""
+    """A varlen step's indices with the tiles of its queries, and whose each wanted row of logits is."""
 
     indices: StepIndices
+    logit_slots: np.ndarray  # int32 [R]: rows of the batch; -1 = the host chooses
     tile_sequence: np.ndarray
     tile_start: np.ndarray
 
     @classmethod
-    def of(cls, indices: StepIndices, tile_tokens: int) -> TiledIndices:
-        return cls(indices, *tile_arrays(indices.query_start, tile_tokens))
+    def of(cls, indices: StepIndices, logit_slots: np.ndarray, tile_tokens: int) -> TiledIndices:
+        return cls(indices, logit_slots, *tile_arrays(indices.query_start, tile_tokens))
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
         """One-dimensional parts of an upload, in the order of `_batch_of`; the table is apart."""
         i = self.indices
         return (
-            i.token_ids, i.positions, i.slot_mapping, i.query_start, i.context_lens, i.logit_rows, self.tile_sequence,
-            self.tile_start,
+            i.token_ids, i.positions, i.slot_mapping, i.query_start, i.context_lens, i.logit_rows, self.logit_slots,
+            self.tile_sequence, self.tile_start,
         )  # fmt: skip
 
 
-def to_device(step: TiledIndices, device: torch.device) -> tuple[Batch, Tiles]:
+def to_device(step: TiledIndices, device: torch.device) -> Uploaded:
     """Upload a step in one copy."""
     tables = step.indices.block_tables
     width = aligned(tables.shape[1], _TABLE_ALIGN)
@@ -102,10 +106,8 @@ def to_device(step: TiledIndices, device: torch.device) -> tuple[Batch, Tiles]:
     return _batch_of(parts, there[starts[-1] :].view(-1, width), step.indices)
 
 
-def _batch_of(
-    parts: SequenceOf[torch.Tensor], tables: torch.Tensor, indices: StepIndices | None
-) -> tuple[Batch, Tiles]:
-    token_ids, positions, slots, query_start, context_lens, logit_rows, tile_sequence, tile_start = parts
+def _batch_of(parts: SequenceOf[torch.Tensor], tables: torch.Tensor, indices: StepIndices | None) -> Uploaded:
+    token_ids, positions, slots, query_start, context_lens, logit_rows, logit_slots = parts[:7]
     batch = Batch(
         token_ids_T=token_ids,
         positions_T=positions,
@@ -117,7 +119,7 @@ def _batch_of(
         max_query_len=indices.max_query_len if indices else 0,
         max_context_len=indices.max_context_len if indices else 0,
     )
-    return batch, Tiles(tile_sequence, tile_start)
+    return batch, Tiles(*parts[7:]), logit_slots
 
 
 class StaticVarlen:
@@ -150,7 +152,8 @@ class StaticVarlen:
     def _sizes(self, size: int) -> list[int]:
         s = self._max_sequences
         tiles = size // self._tile_tokens + s
-        return [size, size, size, s + 1, s, min(size, self.MAX_LOGIT_ROWS), tiles, tiles]
+        rows = min(size, self.MAX_LOGIT_ROWS)
+        return [size, size, size, s + 1, s, rows, rows, tiles, tiles]
 
     def _layout(self, size: int) -> list[int]:
         return [0, *np.cumsum([aligned(n) for n in self._sizes(size)]).tolist()]
@@ -163,7 +166,7 @@ class StaticVarlen:
             and step.indices.block_tables.shape[1] <= self._width
         )
 
-    def views(self, size: int) -> tuple[Batch, Tiles]:
+    def views(self, size: int) -> Uploaded:
         """The places of `size`, as the decoder takes them."""
         layout, sizes = self._layout(size), self._sizes(size)
         parts = [self._device_words[a : a + n] for a, n in zip(layout[:-1], sizes, strict=True)]
@@ -178,7 +181,7 @@ class StaticVarlen:
         view = host.numpy()
         view[:] = 0
         view[layout[2] : layout[3]] = -1  # slots
-        view[layout[6] : layout[7]] = -1  # tiles' sequences
+        view[layout[6] : layout[8]] = -1  # whose rows of logits and tiles are
         if step is not None:
             for array, start in zip(step.arrays, layout[:-1], strict=True):
                 view[start : start + array.size] = array

@@ -24,10 +24,11 @@ from inferoptim.engine.cuda_batch import (
     to_device,
 )
 from inferoptim.engine.cuda_graphs import GraphLadder, ladder
+from inferoptim.engine.cuda_sampling import SamplingTable
 from inferoptim.engine.runner import Launched, Runner
 from inferoptim.engine.step import SequenceResult, StepPlan, StepResult
-from inferoptim.models.batch import KVCache
-from inferoptim.models.cuda import CudaDecoder, DecodeStep, RowState
+from inferoptim.models.batch import Batch, KVCache
+from inferoptim.models.cuda import CudaDecoder, DecodeStep, RowState, Tiles
 
 MAX_BURST = 16  # decode steps in one plan
 _BURST_S = (
@@ -58,7 +59,7 @@ class _Varlen:
 
     row_counts: list[int]
     want_all: list[bool]
-    tokens: torch.Tensor | None  # pinned int32, when every row takes the likeliest token
+    tokens: torch.Tensor | None  # pinned int32, when the device chooses for every row
     logits: torch.Tensor | None  # on the device, otherwise
     end: Any
 
@@ -87,7 +88,11 @@ class CudaRunner(Runner):
         parts = [self._state[a : a + rows] for a in self._cuts[:5]]
         tables = self._state[self._cuts[5] :].view(rows, width)
         self._rows_dev, self._done_dev = parts[0], parts[1]
-        self._row_state = RowState(limits=parts[2], tokens=parts[3], positions=parts[4], block_tables=tables)
+        self._sampling = SamplingTable(rows, decoder.spec.vocab_size, self._eos_token_ids, device)
+        self._on_device = np.ones(rows, dtype=bool)
+        self._row_state = RowState(
+            limits=parts[2], tokens=parts[3], positions=parts[4], block_tables=tables, sampling=self._sampling.rows
+        )  # fmt: skip
         self._out = torch.zeros(MAX_BURST * rows, dtype=torch.int32, device=device)
         self._uploads = PinnedRing(self._cuts[-1], device)
         self._downloads = PinnedRing(MAX_BURST * rows, device)
@@ -144,8 +149,13 @@ class CudaRunner(Runner):
             self._tables_changed = True
         for admission in plan.admitted:
             self._fresh[admission.slot] = False
+            self._on_device[admission.slot] = admission.sampling.on_device
+            self._sampling.admit(admission, self._seeds[admission.slot])
+        self._sampling.upload()
         slots = np.fromiter((s.slot for s in plan.sequences), np.int32, len(plan.sequences))
-        decodes = self._plain[slots].all() and all(s.num_tokens == 1 and s.samples for s in plan.sequences)
+        decodes = self._on_device[slots].all() and all(
+            s.num_tokens == 1 and s.samples for s in plan.sequences
+        )
         handle = self._launch_decode(plan, slots) if decodes else self._launch_varlen(plan, slots)
         return Launched(plan, handle, started)
 
@@ -173,6 +183,7 @@ class CudaRunner(Runner):
         size = count if self._decode_graphs is None else self._decode_graphs.size_for(count)
         assert size is not None, "more sequences than rows"
         self._prepare_decode(size)
+        self._count_tokens(slots, starts + 1)
         self._upload_rows(slots, starts)
         begin = recorded_event(timing=True)
         for _ in range(plan.num_steps):
@@ -197,6 +208,14 @@ class CudaRunner(Runner):
         out = self._out[: MAX_BURST * size].view(MAX_BURST, size)
         step = DecodeStep(self._rows_dev[:size], self._done_dev[:size], out)
         self._cuda.decode(self._row_state, step, self._kv)
+
+    def _count_tokens(self, slots: np.ndarray, known: np.ndarray) -> None:
+        """Tell the device the tokens of rows with penalties that it has not itself chosen so far."""
+        for slot in self._sampling.uncounted(slots):
+            admission = self._rows[slot]
+            assert admission is not None, f"row {slot} is scheduled but holds no sequence"
+            length = int(known[slots == slot][0])
+            self._sampling.count(slot, self._token_ids[slot, :length], admission.num_prompt)
 
     def _upload_rows(self, slots: np.ndarray, starts: np.ndarray) -> None:
         """Tell the device who takes part; tokens and positions only if it does not have them."""
@@ -246,8 +265,18 @@ class CudaRunner(Runner):
         self._fresh[slots] = False
         want_all = [self._wants_prompt_logprobs(s) for s in sequences]
         indices, row_counts = self._indices(sequences, slots, want_all)
-        step = TiledIndices.of(indices, self._cuda.tile_tokens)
-        plain = bool(self._plain[slots].all())
+        # the tokens that a draft puts before a row of logits are not in the device's counts
+        chooses = bool(self._on_device[slots].all()) and not any(
+            s.num_draft and self._sampling.penalises(s.slot) for s in sequences
+        )
+        if chooses:
+            known = np.fromiter((s.start + s.num_tokens for s in sequences), np.int32, len(sequences))
+            samples = np.fromiter((s.samples for s in sequences), bool, len(sequences))
+            self._count_tokens(slots[samples], known[samples])
+        else:
+            self._sampling.lose_count(slots)
+        logit_slots = np.repeat(slots, row_counts) if chooses else np.full(indices.logit_rows.size, -1)
+        step = TiledIndices.of(indices, logit_slots.astype(np.int32), self._cuda.tile_tokens)
         rows = indices.logit_rows.size
         graphs, static = self._varlen_graphs, self._static
         size = graphs.size_for(indices.token_ids.size) if graphs is not None else None
@@ -257,14 +286,12 @@ class CudaRunner(Runner):
             logits, tokens = graphs.replay(size)
             logits, tokens = logits[:rows], tokens[:rows]
         else:
-            batch, tiles = to_device(step, self._cuda.device)
-            logits = self._cuda.forward_tiles(batch, self._kv, tiles)
-            tokens = self._cuda.choose(logits) if plain else None
+            logits, tokens = self._forward(*to_device(step, self._cuda.device))
         chosen = None
-        if plain:
+        if chooses:
             chosen = pinned(rows, self._cuda.device)
             chosen.copy_(tokens, non_blocking=True)
-        return _Varlen(row_counts, want_all, chosen, None if plain else logits, recorded_event())
+        return _Varlen(row_counts, want_all, chosen, None if chooses else logits, recorded_event())
 
     def _prepare_varlen(self, size: int) -> None:
         if (
@@ -277,9 +304,14 @@ class CudaRunner(Runner):
 
     def _varlen_static(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
         assert self._static is not None
-        batch, tiles = self._static.views(size)
+        return self._forward(*self._static.views(size))
+
+    def _forward(
+        self, batch: Batch, tiles: Tiles, logit_slots: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(logits, the tokens that the device chooses for them)."""
         logits = self._cuda.forward_tiles(batch, self._kv, tiles)
-        return logits, self._cuda.choose(logits)
+        return logits, self._cuda.choose(logits, batch, logit_slots, self._sampling.rows)
 
     def _varlen_results(self, handle: _Varlen, plan: StepPlan) -> tuple[SequenceResult, ...]:
         if handle.tokens is not None:

@@ -1,10 +1,10 @@
-"""What a configuration takes of a GPU's memory, said before anything is loaded. No torch."""
+"""What a configuration takes of a GPU's memory, said before anything is loaded, and what is left for the KV-cache. No torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from inferoptim.config import DEFAULT_KV_BUDGET_BYTES, EngineConfig
+from inferoptim.config import EngineConfig
 from inferoptim.errors import CapacityError
 from inferoptim.models.spec import ModelSpec
 from inferoptim.units import GIB, format_bytes
@@ -30,6 +30,8 @@ class Needs:
 def needs(spec: ModelSpec, config: EngineConfig, element_bytes: int, token_bytes: int) -> Needs:
     """Bytes that the engine will take.
 
+    Without a stated budget the KV-cache counts as one sequence of full length: the least that it must hold.
+
     Args:
         element_bytes: of the model's type.
         token_bytes: of one token's KV over all layers, scales included.
@@ -40,19 +42,36 @@ def needs(spec: ModelSpec, config: EngineConfig, element_bytes: int, token_bytes
     shared = spec.tied_embeddings and head == element_bytes
     weights = spec.body_parameters * linear + embedding + (0 if shared else spec.head_parameters * head)
     length = config.max_model_len or spec.max_position
-    rows = -(-length // config.block_size) * config.block_size * config.max_num_seqs
-    kv_cache = min(config.kv_budget_bytes or DEFAULT_KV_BUDGET_BYTES, rows * token_bytes)
+    one = -(-length // config.block_size) * config.block_size * token_bytes
+    kv_cache = min(config.kv_budget_bytes or one, one * config.max_num_seqs)
     heads = (2 * spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
     width = 3 * spec.hidden_size + heads + 3 * spec.intermediate_size  # rows of the decoder's buffers
     eight_bit = spec.hidden_size + spec.num_heads * spec.head_dim + spec.intermediate_size
     tokens = max(config.max_num_batched_tokens, config.max_num_seqs)
     step = tokens * (width * element_bytes + (eight_bit if config.quantization != "none" else 0))
-    step += config.max_num_seqs * spec.vocab_size * element_bytes + _LIBRARIES_BYTES
+    # logits, probabilities and token counts of every row
+    step += config.max_num_seqs * spec.vocab_size * (element_bytes + 6) + _LIBRARIES_BYTES
     return Needs(weights, kv_cache, step)
 
 
-def check_fits(need: Needs, free_bytes: int, config: EngineConfig, device_name: str) -> None:
+def kv_budget(free_bytes: int, total_bytes: int, config: EngineConfig, still_needed_bytes: int) -> int:
+    """Bytes for the KV-cache of a loaded model when the configuration states none; 0 when nothing is left.
+
+    Args:
+        free_bytes, total_bytes: of the card, the weights and the decoder's buffers already on it.
+        still_needed_bytes: what will be allocated after the cache.
+    """
+    kept_free = round(total_bytes * (1 - config.gpu_memory_utilization))
+    return max(0, free_bytes - max(kept_free, _LIBRARIES_BYTES) - still_needed_bytes)
+
+
+def check_fits(
+    need: Needs, free_bytes: int, config: EngineConfig, device_name: str, others_bytes: int = 0
+) -> None:
     """Refuse what cannot fit.
+
+    Args:
+        others_bytes: what other processes hold of the card.
 
     Raises:
         CapacityError: how much is missing, and which settings would fit.
@@ -61,7 +80,9 @@ def check_fits(need: Needs, free_bytes: int, config: EngineConfig, device_name: 
     if missing <= 0:
         return
     ways = []
-    if need.kv_cache > missing:
+    if others_bytes >= missing:
+        ways.append("the card without the other processes on it (nvidia-smi lists them)")
+    if config.kv_budget_bytes is not None and need.kv_cache > missing:
         ways.append(f"kv_budget_bytes={need.kv_cache - missing}")
     if config.quantization == "none" and need.weights * 0.45 > missing:
         ways.append("quantization=fp8 or int8")
@@ -72,8 +93,9 @@ def check_fits(need: Needs, free_bytes: int, config: EngineConfig, device_name: 
         if ways
         else "; no single setting would make it fit: take a smaller model"
     )
+    held = f" ({format_bytes(others_bytes)} are held by other processes)" if others_bytes >= GIB // 2 else ""
     raise CapacityError(
-        f"{device_name} has {format_bytes(free_bytes)} free and this takes {format_bytes(need.total)} (weights "
+        f"{device_name} has {format_bytes(free_bytes)} free{held} and this takes {format_bytes(need.total)} (weights "
         f"{format_bytes(need.weights)}, KV-cache {format_bytes(need.kv_cache)}, steps {format_bytes(need.step)}): "
         f"{format_bytes(missing)} are missing{advice}"
     )

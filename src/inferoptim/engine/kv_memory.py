@@ -19,7 +19,7 @@ class Tracked(Sequence):
 
     max_total: int = 0  # tokens, prompt + output, at which it is full
     stop_ids: frozenset[int] = frozenset()
-    plain: bool = False  # the device alone can choose its tokens
+    on_device: bool = False  # the device alone can choose its tokens
     pending: int = 0  # tokens that plans which are out will give it
     chain: list[bytes] = field(default_factory=list)  # names of its first full blocks, for the prefix cache
 

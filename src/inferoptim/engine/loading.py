@@ -7,16 +7,18 @@ from functools import cache
 
 import torch
 
-from inferoptim.config import EngineConfig
-from inferoptim.engine.gpu_memory import check_fits, needs
+from inferoptim.config import DEFAULT_KV_BUDGET_BYTES, EngineConfig
+from inferoptim.engine.gpu_memory import check_fits, kv_budget, needs
 from inferoptim.engine.kv_cache import bytes_per_token
 from inferoptim.engine.runner import DecoderLike
 from inferoptim.errors import ConfigError, UnsupportedError
 from inferoptim.models.decoder import Decoder
 from inferoptim.models.hub import ModelFiles, resolve_model
 from inferoptim.models.load import load_decoder, read_spec, without_groups
+from inferoptim.models.spec import ModelSpec
 
 _log = logging.getLogger(__name__)
+_CONTEXT_BYTES = 600 << 20  # what a process's CUDA context takes: about half a GiB on an H100
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -60,8 +62,24 @@ def check_gpu_memory(files: ModelFiles, config: EngineConfig, device: torch.devi
     spec = read_spec(files.folder)
     dtype = choose_dtype(config, files, device)
     need = needs(spec, config, dtype.itemsize, bytes_per_token(spec, dtype, config.kv_quantization))
-    free, _ = torch.cuda.mem_get_info(device)
-    check_fits(need, free, config, torch.cuda.get_device_name(device))
+    free, total = torch.cuda.mem_get_info(device)
+    mine = torch.cuda.memory_reserved(device)
+    others = max(0, total - free - mine - _CONTEXT_BYTES)
+    free += mine - torch.cuda.memory_allocated(device)  # held by torch, used by nobody
+    check_fits(need, free, config, torch.cuda.get_device_name(device), others)
+
+
+def default_kv_budget(config: EngineConfig, device: torch.device, spec: ModelSpec) -> int:
+    """Bytes for the KV-cache of the model that is loaded, when the configuration states none."""
+    if device.type == "cpu":
+        return DEFAULT_KV_BUDGET_BYTES
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(device)
+    if config.kernels == "torch":  # activations come and go
+        still = needs(spec, config, 4, 0).step
+    else:  # the decoder holds its buffers already; token counts for penalties come
+        still = 2 * config.max_num_seqs * spec.vocab_size
+    return kv_budget(free, total, config, still)
 
 
 def load_target(files: ModelFiles, config: EngineConfig, device: torch.device) -> DecoderLike:

@@ -50,11 +50,7 @@ class RowContext:
     def changes_logits(self) -> bool:
         """True when something is done to the logits before the choice."""
         s = self.sampling
-        return bool(self.banned or self.allowed is not None or s.logit_bias or _has_penalty(s))
-
-
-def _has_penalty(s: SamplingParams) -> bool:
-    return bool(s.presence_penalty or s.frequency_penalty or s.repetition_penalty != 1.0)
+        return bool(self.banned or self.allowed is not None or s.logit_bias or s.penalises)
 
 
 def _has_filter(s: SamplingParams) -> bool:
@@ -75,10 +71,7 @@ def sample(logits_RV: torch.Tensor, rows: list[RowContext]) -> list[int]:
             logits_RV[i] = adjust(logits_RV[i], rows[i])
     tokens_R = logits_RV.argmax(dim=-1)
     most = max(1, _DRAWN_AT_ONCE // logits_RV.shape[1])
-    for filtered in (
-        False,
-        True,
-    ):  # apart: a draw from all tokens goes by id, one from a filtered set by likelihood
+    for filtered in (False, True):  # apart: only a filtered set has to be sorted
         drawn = [
             i for i, r in enumerate(rows) if not r.sampling.greedy and _has_filter(r.sampling) == filtered
         ]
@@ -139,30 +132,32 @@ def filtered_probabilities(logits_V: torch.Tensor, s: SamplingParams) -> tuple[t
 
 
 def _draw(logits_RV: torch.Tensor, rows: list[RowContext], filtered: bool) -> torch.Tensor:
-    """`filtered_probabilities` of every row, inverted at its own uniform number; int64 [R]."""
+    """`filtered_probabilities` of every row, inverted in order of ids at its own uniform number; int64 [R]."""
 
     def column(values: list[float]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float64, device=logits_RV.device)[:, None]
 
     probs = torch.softmax(logits_RV.double() / column([r.sampling.temperature for r in rows]), dim=-1)
-    ids = None
+    vocab = probs.shape[1]
     if filtered:
-        vocab = probs.shape[1]
-        probs, ids = torch.topk(probs, min(vocab, max(r.sampling.top_k or vocab for r in rows)))
-        rank = torch.arange(probs.shape[1], device=probs.device)[None, :]
-        probs = probs * (rank < column([float(r.sampling.top_k or vocab) for r in rows]))
-        total = probs / probs.sum(-1, keepdim=True)
+        likeliest = torch.topk(probs, min(vocab, max(r.sampling.top_k or vocab for r in rows))).values
+        rank = torch.arange(likeliest.shape[1], device=probs.device)[None, :]
+        likeliest = likeliest * (rank < column([float(r.sampling.top_k or vocab) for r in rows]))
+        total = likeliest / likeliest.sum(-1, keepdim=True)
         # the smallest set whose mass reaches top_p; 2: a mass that no set reaches
         below = (total.cumsum(-1) - total) < column(
             [r.sampling.top_p if r.sampling.top_p < 1 else 2.0 for r in rows]
         )
-        probs = probs * (below & (probs >= column([r.sampling.min_p for r in rows]) * probs[:, :1]))
+        kept = below & (likeliest >= column([r.sampling.min_p for r in rows]) * likeliest[:, :1])
+        kept &= likeliest > 0
+        edge = likeliest.gather(1, kept.sum(-1, keepdim=True) - 1)  # of equals at it, the lowest ids are kept
+        ties = (kept & (likeliest == edge)).sum(-1, keepdim=True)
+        tied = probs == edge
+        probs = probs * ((probs > edge) | (tied & (tied.cumsum(-1) <= ties)))
     cumulative = probs.cumsum(-1)
     points = column([uniform(r.seed, len(r.token_ids)) for r in rows]) * cumulative[:, -1:]
-    last = (probs > 0).sum(-1, keepdim=True) if filtered else probs.shape[1]
-    index = torch.searchsorted(cumulative, points, right=True)
-    index = torch.minimum(index, torch.as_tensor(last, device=index.device) - 1)
-    return (index if ids is None else ids.gather(1, index)).squeeze(1)
+    last = vocab - 1 - (probs > 0).flip(-1).int().argmax(-1, keepdim=True)
+    return torch.minimum(torch.searchsorted(cumulative, points, right=True), last).squeeze(1)
 
 
 def logprobs_of(logits_RV: torch.Tensor, token_ids: list[int], num_top: int) -> list[TokenLogprobs]:

@@ -13,56 +13,15 @@ from __future__ import annotations
 import heapq
 from collections import OrderedDict, deque
 from collections.abc import Sequence as Tokens
-from dataclasses import dataclass, field
 
 from inferoptim.engine import bursts
 from inferoptim.engine.blocks import BlockAllocator, blocks_for
+from inferoptim.engine.integrity import check_accounts
 from inferoptim.engine.kv_memory import KVMemory, Tracked
+from inferoptim.engine.planning import Draft, Limits, SchedulerConfig
 from inferoptim.engine.request import FinishReason, Request, Sequence, Status
 from inferoptim.engine.step import Admission, ScheduledSequence, StepPlan, StepResult
 from inferoptim.errors import CapacityError, ConfigError, RequestError
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerConfig:
-    """The part of `EngineConfig` that decides what runs when. Sizes are resolved: nothing is None or "auto"."""
-
-    max_num_seqs: int  # rows of the persistent batch
-    max_num_batched_tokens: int  # token budget of a step
-    max_model_len: int  # longest prompt + output, tokens
-    block_size: int  # tokens in a KV block
-    in_flight_batching: bool = True
-    paged_kv: bool = True
-    prefix_caching: bool = True
-    chunked_prefill: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "block_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.prefix_caching and not self.paged_kv:
-            raise ConfigError("prefix_caching needs paged_kv: shared prefixes are shared blocks")
-        if self.chunked_prefill and not self.in_flight_batching:
-            raise ConfigError(
-                "chunked_prefill needs in_flight_batching: chunks ride along with running decodes"
-            )
-
-
-@dataclass(slots=True)
-class _Step:
-    """A plan being built."""
-
-    budget: int  # tokens left
-    sequences: list[ScheduledSequence] = field(default_factory=list)
-    members: list[Tracked] = field(default_factory=list)  # parallel to sequences
-    admitted: list[Admission] = field(default_factory=list)
-    new_blocks: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
-    draft_tokens: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
-
-    def compute(self, seq: Tracked, num_tokens: int, num_draft: int, samples: bool) -> None:
-        self.budget -= num_tokens
-        self.sequences.append(ScheduledSequence(seq.slot, seq.num_computed, num_tokens, num_draft, samples))
-        self.members.append(seq)
 
 
 class Scheduler:
@@ -75,18 +34,22 @@ class Scheduler:
     Args:
         config: levers and sizes.
         blocks: the KV-cache's blocks, all free; from now on they belong to this scheduler.
+        samples_on_device: the device alone draws tokens, too, not only the likeliest.
 
     Raises:
         ConfigError: block sizes disagree.
         CapacityError: without paging, not even one sequence of max_model_len fits.
     """
 
-    def __init__(self, config: SchedulerConfig, blocks: BlockAllocator) -> None:
+    def __init__(
+        self, config: SchedulerConfig, blocks: BlockAllocator, *, samples_on_device: bool = False
+    ) -> None:
         if config.block_size != blocks.block_size:
             raise ConfigError(
                 f"block_size is {config.block_size}, but the KV-cache has blocks of {blocks.block_size}"
             )
         self.config = config
+        self._samples_on_device = samples_on_device
         self.blocks = blocks
         self._memory = KVMemory(
             blocks,
@@ -103,6 +66,7 @@ class Scheduler:
         self._out: deque[tuple[StepPlan, list[Tracked]]] = (
             deque()
         )  # plans that are out, oldest first, and whose they are
+        self._limits = Limits(config.max_num_seqs, config.max_num_batched_tokens)
         self._num_steps = 0
         self._scheduled_tokens = 0
         self._preemptions = 0
@@ -193,7 +157,7 @@ class Scheduler:
             token_ids=list(request.prompt_token_ids),
             max_total=max_total,
             stop_ids=eos.union(sampling.stop_token_ids),
-            plain=sampling.plain,
+            on_device=sampling.on_device if self._samples_on_device else sampling.plain,
         )
         self._sequences[name] = seq
         self._waiting[name] = seq
@@ -240,13 +204,13 @@ class Scheduler:
 
         Args:
             now_s: `time.perf_counter()`, for `first_scheduled_s`.
-            most_steps: the plan may span this many steps when all its sequences decode greedily (see bursts.py).
+            most_steps: the plan may span this many steps when all its sequences decode on the device alone (see bursts.py).
             within_end: no longer than until the first of them must end.
         """
         assert not self._out, "schedule() before update() of the plan that is out"
         if not self._sequences:
             return None
-        step = _Step(self.config.max_num_batched_tokens)
+        step = Draft(self._limits.tokens)
         if self.config.chunked_prefill:
             self._schedule_chunked(step)
         else:
@@ -263,7 +227,7 @@ class Scheduler:
     def schedule_ahead(self, most_steps: int) -> StepPlan | None:
         """The plan after the one that is out, before its outcome is known; None when it must be known first.
 
-        It must be known when the latest plan does more than decode greedily, when somebody could be admitted, or when
+        It must be known when the latest plan does more than decode on the device alone, when somebody could be admitted, or when
         blocks are short.
         """
         if len(self._out) != 1 or (self._waiting and self._free_rows):
@@ -274,7 +238,7 @@ class Scheduler:
         members = [seq for seq in self._running.values() if len(seq.token_ids) + seq.pending < seq.max_total]
         if not members or not all(seq.pending for seq in members):
             return None  # somebody is left who was not in that plan
-        step = _Step(self.config.max_num_batched_tokens, members=members)
+        step = Draft(self._limits.tokens, members=members)
         num_steps, grown = bursts.extend(members, most_steps, self._memory, within_end=bool(self._waiting))
         if num_steps == 0:
             return None
@@ -282,10 +246,9 @@ class Scheduler:
         step.sequences = [
             ScheduledSequence(seq.slot, seq.num_computed + seq.pending, 1, 0, True) for seq in members
         ]
-        step.budget -= len(members)
         return self._send_out(step, num_steps)
 
-    def _extend(self, step: _Step, most_steps: int, within_end: bool) -> int:
+    def _extend(self, step: Draft, most_steps: int, within_end: bool) -> int:
         if not bursts.can_burst(step.members):
             return 1
         num_steps, grown = bursts.extend(
@@ -294,7 +257,7 @@ class Scheduler:
         step.new_blocks += grown
         return num_steps
 
-    def _send_out(self, step: _Step, num_steps: int) -> StepPlan:
+    def _send_out(self, step: Draft, num_steps: int) -> StepPlan:
         plan = StepPlan(
             step_id=self._num_steps,
             sequences=tuple(step.sequences),
@@ -306,14 +269,14 @@ class Scheduler:
         )
         self._released.clear()
         self._num_steps += 1
-        self._scheduled_tokens += (self.config.max_num_batched_tokens - step.budget) * num_steps
+        self._scheduled_tokens += plan.num_tokens
         for work, seq in zip(plan.sequences, step.members, strict=True):
             if work.num_tokens == 1 and work.samples:
                 seq.pending += num_steps
         self._out.append((plan, step.members))
         return plan
 
-    def _schedule_chunked(self, step: _Step) -> None:
+    def _schedule_chunked(self, step: Draft) -> None:
         """Decodes first, then parts of prompts with what is left of the budget, then newcomers."""
         for seq in self._schedule_decodes(step):
             if step.budget == 0:
@@ -322,7 +285,7 @@ class Scheduler:
         while step.budget > 0 and (newcomer := self._admit(step)) is not None:
             self._compute_part(step, newcomer)
 
-    def _schedule_whole(self, step: _Step) -> None:
+    def _schedule_whole(self, step: Draft) -> None:
         """Prompts whole and alone, decodes when there is none. The first prompt may exceed the budget."""
         if self.config.in_flight_batching:
             while step.budget > 0:
@@ -341,12 +304,12 @@ class Scheduler:
         if not step.sequences:
             self._schedule_decodes(step)
 
-    def _compute_part(self, step: _Step, seq: Tracked) -> None:
+    def _compute_part(self, step: Draft, seq: Tracked) -> None:
         gap = len(seq.token_ids) - seq.num_computed
         num_tokens = min(gap, step.budget)
         step.compute(seq, num_tokens, 0, samples=num_tokens == gap)
 
-    def _schedule_decodes(self, step: _Step) -> list[Tracked]:
+    def _schedule_decodes(self, step: Draft) -> list[Tracked]:
         """Give every running sequence that lacks one token that token, and its drafts what is then left.
 
         Returns:
@@ -384,7 +347,7 @@ class Scheduler:
             return room
         return count
 
-    def _grow(self, step: _Step, seq: Tracked, missing: int) -> bool:
+    def _grow(self, step: Draft, seq: Tracked, missing: int) -> bool:
         """Append `missing` blocks to a running sequence; False when it was itself preempted for lack of them."""
         while missing > self.blocks.num_free:
             if self._preempt_last() is seq:
@@ -405,7 +368,7 @@ class Scheduler:
         self._preemptions += 1
         return victim
 
-    def _admit(self, step: _Step, most: int | None = None) -> Tracked | None:
+    def _admit(self, step: Draft, most: int | None = None) -> Tracked | None:
         """Give the head of the queue a row and blocks for all its known tokens; None when it must wait.
 
         While others run, one block for each of them and for the newcomer stays free (the watermark), so that nobody
@@ -415,7 +378,7 @@ class Scheduler:
             step: the plan being built.
             most: wait, too, when more than this many tokens remain to be computed.
         """
-        if not self._waiting or not self._free_rows:
+        if not self._waiting or not self._free_rows or len(self._running) >= self._limits.rows:
             return None
         name, seq = next(iter(self._waiting.items()))
         reserved = self._memory.reserve(
@@ -441,6 +404,31 @@ class Scheduler:
 
     # ---- what came out ----------------------------------------------------------------------------------------
 
+    def cancel(self) -> StepPlan:
+        """The newest plan that is out could not be computed. Rows and blocks stay as it says; nobody gained anything."""
+        plan, members = self._out.pop()
+        self._scheduled_tokens -= plan.num_tokens
+        for work, seq in zip(plan.sequences, members, strict=True):
+            if work.num_tokens == 1 and work.samples:
+                seq.pending -= plan.num_steps
+            seq.draft_token_ids = []
+        return plan
+
+    def retreat(self, failed: StepPlan) -> bool:
+        """After a step for which the device had no memory: preempt everybody, and then run half as much at once.
+
+        Args:
+            failed: that step's plan, cancelled; no plan is out.
+
+        Returns:
+            False when less cannot be tried: the step was one sequence, and as short as it gets.
+        """
+        assert not self._out, "retreat() while a plan is out"
+        while self._running:
+            self._preempt_last()
+        self._end_static_batch()
+        return self._limits.shrink(len(failed.sequences), failed.num_tokens)
+
     def update(self, plan: StepPlan, result: StepResult, now_s: float) -> list[Sequence]:
         """Take in the outcome of the oldest plan that is out.
 
@@ -456,6 +444,7 @@ class Scheduler:
         oldest, members = self._out.popleft()
         assert plan is oldest, "this plan is not the oldest that is out"
         assert result.step_id == plan.step_id, "a result of another step"
+        self._limits.step_passed()
         changed: list[Sequence] = []
         for work, seq, out in zip(plan.sequences, members, result.sequences, strict=True):
             if seq.status is not Status.RUNNING:
@@ -547,25 +536,12 @@ class Scheduler:
         Raises:
             AssertionError: naming what disagrees.
         """
-        running, waiting, size = (
-            list(self._running.values()),
-            list(self._waiting.values()),
-            self.config.block_size,
-        )
-        assert len(running) + len(waiting) == len(self._sequences), "a sequence is lost or in two queues"
-        assert not (self._running.keys() & self._waiting.keys()), "a sequence both runs and waits"
+        running = list(self._running.values())
         rows = [seq.slot for seq in running] + [slot for slot, _ in self._held] + self._free_rows
         assert sorted(rows) == list(range(self.config.max_num_seqs)), f"rows lost or shared: {sorted(rows)}"
+        assert not (self._running.keys() & self._waiting.keys()), "a sequence both runs and waits"
         self._memory.check(running, [table for _, table in self._held])
-        for seq in running:
-            assert seq.status is Status.RUNNING
-            assert 0 <= seq.num_computed < len(seq.token_ids) < seq.max_total
-            reach = seq.num_computed if len(seq.token_ids) - seq.num_computed == 1 else len(seq.token_ids)
-            assert len(seq.block_table) * size >= reach, "known tokens of a prompt without a block"
-        for seq in waiting:
-            assert seq.status in (Status.WAITING, Status.PREEMPTED)
-            owned = (seq.block_table, seq.slot, seq.num_computed)
-            assert owned == ([], -1, 0), f"a waiting sequence owns something: {owned}"
-        order = [id(seq) for seq in self._sequences.values()]
-        assert order == [id(seq) for seq in running + waiting], "not in order of arrival"
+        check_accounts(
+            list(self._sequences.values()), running, list(self._waiting.values()), self.config.block_size
+        )
         assert self._running or not self._held, "a static batch outlived its members"

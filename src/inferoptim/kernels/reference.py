@@ -251,3 +251,56 @@ def grouped_linear(
         parts = parts + sums_TG[..., None].float() * minimum_NG.float().T
     y: torch.Tensor = (parts * x_scale[..., None]).sum(1)
     return (y if bias is None else y + bias.float()).to(x.dtype)
+
+
+def adjust_logits(
+    logits_V: torch.Tensor,
+    prompt: torch.Tensor,
+    output: torch.Tensor,
+    *,
+    repetition: float = 1.0,
+    presence: float = 0.0,
+    frequency: float = 0.0,
+    added: dict[int, float] | None = None,
+) -> torch.Tensor:
+    """Penalties and bias, as the OpenAI API and vLLM define them; float32 [V].
+
+    Repetition divides positive and multiplies negative logits of tokens of prompt or output; presence and frequency
+    subtract, for tokens of the output only; then what is `added` to single tokens (-inf bars one).
+
+    Args:
+        prompt, output: token ids.
+    """
+    x = logits_V.float().clone()
+    counts = torch.bincount(output.long(), minlength=x.numel()).to(x.device)
+    seen = counts > 0
+    seen[prompt.long()] = True
+    x = torch.where(seen, torch.where(x > 0, x / repetition, x * repetition), x)
+    x = torch.where(counts > 0, x - (presence + frequency * counts), x)
+    for token, value in (added or {}).items():
+        x[token] += value
+    return x
+
+
+def keep_likeliest(
+    probs_V: torch.Tensor, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+) -> torch.Tensor:
+    """Which tokens remain, bool [V]: the `top_k` likeliest (0 = all); of those, renormalised, the fewest whose mass
+
+    reaches `top_p`; of those, the ones not under `min_p` times the largest. Among equals the lowest ids remain.
+    """
+    values, ids = torch.sort(probs_V.double(), descending=True, stable=True)
+    values = values[: top_k or None]
+    before = (values / values.sum()).cumsum(0) - values / values.sum()
+    kept = ((before < top_p) | (top_p >= 1)) & (values >= min_p * values[0])
+    mask = torch.zeros_like(probs_V, dtype=torch.bool)
+    mask[ids[: values.numel()][kept]] = True
+    return mask
+
+
+def draw(probs_V: torch.Tensor, kept_V: torch.Tensor, u: float) -> int:
+    """The token at which the mass of the kept tokens, added up in order of ids, passes the share u of all of it."""
+    mass = torch.where(kept_V, probs_V.double(), 0.0)
+    below = mass.cumsum(0)
+    found = torch.nonzero((below > u * below[-1]) & (mass > 0))
+    return int(found[0]) if found.numel() else int(torch.nonzero(mass)[-1])

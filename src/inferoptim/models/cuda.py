@@ -18,10 +18,12 @@ import torch
 from inferoptim.errors import UnsupportedError
 from inferoptim.kernels.triton import attention, elementwise, gemv, rope, sampling
 from inferoptim.kernels.triton.elementwise import Scales
+from inferoptim.kernels.triton.sampling import SamplingRows
 from inferoptim.models.batch import Batch, KVCache, KVLayer
 from inferoptim.models.decoder import Decoder, LayerWeights
 from inferoptim.quant.formats import DenseWeight, Fp8Weight, Int8Weight, Linear
 
+_MOST_WIDTH = 65536  # one program holds a row
 _MIN_INT_MM_ROWS = 32  # torch._int_mm wants more than 16 rows
 
 _FP8_SHRINK = 4096.0  # a power of 2 that keeps unscaled products of float8 values within float16
@@ -35,6 +37,7 @@ class RowState:
     positions: torch.Tensor  # int32 [rows]: where it stands
     limits: torch.Tensor  # int32 [rows]: from this position on the row computes nothing
     block_tables: torch.Tensor  # int32 [rows, M]
+    sampling: SamplingRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,7 @@ class CudaDecoder:
         shares = max(-(-spec.vocab_size // sampling.SHARE) * max_num_seqs, spec.vocab_size * gemv.MAX_ROWS)
         self._best = torch.empty(shares, dtype=torch.float32, device=self.device)
         self._best_at = torch.empty(shares, dtype=torch.int32, device=self.device)
+        self._probs = torch.empty(max_num_seqs, spec.vocab_size, dtype=torch.float32, device=self.device)
         self._logits = torch.empty(max_num_seqs, spec.vocab_size, dtype=self.dtype, device=self.device)
         self._head_rows = torch.empty(
             max(max_num_seqs, _MIN_INT_MM_ROWS), spec.hidden_size, dtype=_activation_dtype(weights.head, self.dtype),
@@ -111,12 +115,6 @@ class CudaDecoder:
         """Compute a step: writes the KV of its tokens, returns float32 logits [R, V] of the wanted rows."""
         tiles = make_tiles(batch.query_start.cpu().numpy(), self.tile_tokens, self.device)
         return self.forward_tiles(batch, kv, tiles).float()
-
-    @torch.inference_mode()
-    def forward_greedy(self, batch: Batch, kv: KVCache) -> torch.Tensor:
-        """The same step; the likeliest token of each wanted row, int32 [R], the lowest id among equals."""
-        tiles = make_tiles(batch.query_start.cpu().numpy(), self.tile_tokens, self.device)
-        return self.choose(self.forward_tiles(batch, kv, tiles))
 
     # ---- steps without the host -------------------------------------------------------------------------------
 
@@ -141,17 +139,25 @@ class CudaDecoder:
 
         return self._head(b, batch.logit_rows_R, self._body(b, kv, attend))
 
-    def choose(self, logits_RV: torch.Tensor) -> torch.Tensor:
-        """The likeliest token of each row, int32 [R], the lowest id among equals."""
-        out = torch.empty(logits_RV.shape[0], dtype=torch.int32, device=self.device)
-        if logits_RV.shape[0]:
-            best, best_at = self._shares(logits_RV.shape[0])
-            shares = sampling.argmax_shares(logits_RV, best, best_at)
-            sampling.choose(best, best_at, shares, out)
+    def choose(
+        self, logits_RV: torch.Tensor, batch: Batch, slots_R: torch.Tensor, rows: SamplingRows
+    ) -> torch.Tensor:
+        """The token of each row of logits of a varlen step, int32 [R], as its request wants it chosen.
+
+        Args:
+            slots_R: int32: the row of the batch that each belongs to; -1 = none, which gets the likeliest token.
+        """
+        count = logits_RV.shape[0]
+        out = torch.empty(count, dtype=torch.int32, device=self.device)
+        if count:
+            best, best_at, probs = self._scratch_of_choice(count)
+            where = (slots_R, batch.positions_T)
+            shares = sampling.adjust_shares(logits_RV, *where, rows, probs, best, best_at, batch.logit_rows_R)
+            sampling.choose(best, best_at, shares, *where, batch.logit_rows_R, rows, probs, out)
         return out
 
     def decode(self, state: RowState, step: DecodeStep, kv: KVCache) -> None:
-        """One greedy token for every row of `step`, on the device alone; can be captured in a CUDA graph."""
+        """One token for every row of `step`, on the device alone; can be captured in a CUDA graph."""
         rows = step.rows_R.shape[0]
         b = self._buffers_for(rows)
         elementwise.embed(state.tokens, self.weights.embedding, b.x, step.rows_R)
@@ -160,8 +166,8 @@ class CudaDecoder:
         else:
             shares = self._decode_many(b, state, step, kv)
         sampling.advance(
-            self._best, self._best_at, shares, self.spec.vocab_size, rows=step.rows_R, tokens=state.tokens,
-            positions=state.positions, done=step.done_R, out=step.out,
+            self._best, self._best_at, shares, state.sampling, self._probs[:rows], slots=step.rows_R,
+            tokens=state.tokens, positions=state.positions, done=step.done_R, out=step.out,
         )  # fmt: skip
 
     def _decode_few(self, b: _Buffers, state: RowState, step: DecodeStep, kv: KVCache) -> int:
@@ -196,14 +202,19 @@ class CudaDecoder:
             weight, scale, _ = _parts(layer.down)
             gemv.linear_residual(b.act, weight, b.x, scale)
         weight, scale, _ = _parts(self.weights.head)
-        return gemv.norm_head(b.x, self.weights.final_norm, weight, self._best, self._best_at, eps, scale)
+        return gemv.norm_head(
+            b.x, self.weights.final_norm, weight, step.rows_R, state.positions, state.sampling, self._probs, self._best,
+            self._best_at, eps, scale,
+        )  # fmt: skip
 
     def _decode_many(self, b: _Buffers, state: RowState, step: DecodeStep, kv: KVCache) -> int:
         def attend(layer: LayerWeights, cache: KVLayer, scales: Scales | None) -> None:
             self._attend_rows(b, layer, cache, state, step, scales)
 
         logits = self._head(b, None, self._body(b, kv, attend))
-        return sampling.argmax_shares(logits, self._best, self._best_at)
+        return sampling.adjust_shares(
+            logits, step.rows_R, state.positions, state.sampling, self._probs, self._best, self._best_at
+        )
 
     def _attend_rows(
         self, b: _Buffers, layer: LayerWeights, cache: KVLayer, state: RowState, step: DecodeStep,
@@ -321,12 +332,15 @@ class CudaDecoder:
         held = self._buffers
         return held.first(tokens) if tokens <= held.x.shape[0] else _Buffers(self, tokens)
 
-    def _shares(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-        needed = rows * -(-self.spec.vocab_size // sampling.SHARE)
-        if needed <= self._best.shape[0]:
-            return self._best, self._best_at
-        return torch.empty(needed, dtype=torch.float32, device=self.device), torch.empty(
-            needed, dtype=torch.int32, device=self.device
+    def _scratch_of_choice(self, rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(best, where, probabilities) for that many rows of logits."""
+        if rows <= self._max_rows:
+            return self._best, self._best_at, self._probs[:rows]
+        shares = rows * -(-self.spec.vocab_size // sampling.SHARE)
+        return (
+            torch.empty(shares, dtype=torch.float32, device=self.device),
+            torch.empty(shares, dtype=torch.int32, device=self.device),
+            torch.empty(rows, self.spec.vocab_size, dtype=torch.float32, device=self.device),
         )
 
 
@@ -402,6 +416,13 @@ def unsupported(decoder: Decoder) -> str | None:
         return f"head size {spec.head_dim} is not a multiple of 8 between 16 and 256"
     if spec.num_heads // spec.num_kv_heads > 64:
         return f"{spec.num_heads // spec.num_kv_heads} query heads share a KV head; at most 64 may"
+    if max(spec.hidden_size, spec.intermediate_size) > _MOST_WIDTH:
+        return f"a layer is wider than {_MOST_WIDTH}"
+    widths = (spec.hidden_size, spec.intermediate_size, spec.num_heads * spec.head_dim)
+    if _activation_dtype(decoder.weights.layers[0].qkv, decoder.dtype).itemsize == 1 and any(
+        n % 16 for n in widths
+    ):
+        return f"8-bit products take widths that are multiples of 16, and one of {widths} is not"
     return None
 
 

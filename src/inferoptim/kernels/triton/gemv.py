@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from inferoptim.kernels.triton.launch import CacheLayer, next_power_of_2, options
+from inferoptim.kernels.triton.sampling import AT_TEMPERATURE, SamplingRows, adjusted, field
 
 MAX_ROWS = 2  # more rows than this are better served by tensor cores
 
@@ -162,8 +163,10 @@ def _linear_residual(
 
 @triton.jit
 def _norm_head(
-    x_ptr, norm_ptr, w_ptr, scale_ptr, best_ptr, best_at_ptr, N, K, eps,
-    M: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SCALED: tl.constexpr, PDL: tl.constexpr,
+    x_ptr, norm_ptr, w_ptr, scale_ptr, best_ptr, best_at_ptr, slots_ptr, positions_ptr, fields_ptr, rules_ptr,
+    counts_ptr, probs_ptr, N, K, eps,
+    M: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SCALED: tl.constexpr, MOST_RULES: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     k = tl.arange(0, BK)
@@ -181,6 +184,12 @@ def _norm_head(
         if SCALED:
             y = y * tl.load(scale_ptr + n, mask=n < N, other=0.0)
         y = tl.where(n < N, y, float("-inf"))
+        slot = tl.load(slots_ptr + m).to(tl.int64)
+        row = tl.maximum(slot, 0)
+        at = tl.load(positions_ptr + row) + 1
+        y = adjusted(y, n, N, row, at, fields_ptr, rules_ptr, counts_ptr, MOST_RULES)
+        draws = (slot >= 0) & (field(fields_ptr, row, AT_TEMPERATURE) > 0)
+        tl.store(probs_ptr + m * N + n, y, mask=(n < N) & draws)
         best = tl.max(y)
         at = tl.min(tl.where(y == best, n, 2147483647))  # the lowest id among equals
         tl.store(best_ptr + m * tl.num_programs(0) + tl.program_id(0), best)
@@ -285,12 +294,16 @@ def norm_head(
     x: torch.Tensor,
     norm: torch.Tensor,
     weight: torch.Tensor,
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+    rows: SamplingRows,
+    probs: torch.Tensor,
     best: torch.Tensor,
     best_at: torch.Tensor,
     eps: float,
     scale: torch.Tensor | None = None,
 ) -> int:
-    """The likeliest token of each program's share of the vocabulary, M <= MAX_ROWS rows.
+    """Norm, output head and `sampling.adjust_shares` of M <= MAX_ROWS rows, in one kernel.
 
     Returns:
         n, the number of shares: `best[: M * n]` and `best_at[: M * n]` are written, row by row.
@@ -299,7 +312,8 @@ def norm_head(
     bn, bk, warps = _shape("head", k, weight.element_size())
     shares = -(-n // bn)
     _norm_head[(shares,)](
-        x, norm, weight, scale, best, best_at, n, k, eps, M=m, BN=bn, BK=bk, SCALED=scale is not None, num_warps=warps,
+        x, norm, weight, scale, best, best_at, slots, positions, rows.fields, rows.rules, rows.counts, probs, n, k, eps,
+        M=m, BN=bn, BK=bk, SCALED=scale is not None, MOST_RULES=rows.rules.shape[2], num_warps=warps,
         **options(x.device),
     )  # fmt: skip
     return shares

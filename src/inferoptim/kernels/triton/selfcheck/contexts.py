@@ -1,0 +1,71 @@
+"""Attention over paged contexts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from inferoptim.kernels import reference
+from inferoptim.kernels.triton import attention
+from inferoptim.kernels.triton.selfcheck.inputs import Comparison, Inputs, quants
+
+
+def attention_(i: Inputs) -> Iterator[Comparison]:
+    shapes = ((4, 2, 16, 4, None), (3, 1, 24, 3, 5)) if i.small else (
+        (32, 4, 64, 16, None), (9, 3, 64, 16, 50), (32, 8, 128, 16, None), (6, 2, 80, 7, None), (4, 4, 256, 32, 33),
+        (16, 1, 64, 16, None),
+    )  # fmt: skip
+    for heads, kv_heads, dim, size, window in shapes:
+        for label, quant in quants(i):
+            contexts = [1, 9, 17, 4] if i.small else [1, 700, 33, 64, 129, 2000]
+            counts = [1, 4, 17, 2] if i.small else [1, 300, 33, 1, 7, 130]
+            width = -(-max(contexts) // size)
+            blocks = len(contexts) * width + 1
+            order = i.permutation(blocks)
+            tables = i.ints(np.asarray(order[: len(contexts) * width]).reshape(len(contexts), width))
+            cache = i.cache(blocks, size, kv_heads, dim, quant)
+            name = f"{label} {heads}/{kv_heads}x{dim} block {size}" + (f" window {window}" if window else "")
+            # decode: rows of the batch in another order, one nobody's, one past its end
+            q = i.normal(len(contexts) + 2, (heads + 2 * kv_heads) * dim)
+            rows = i.ints([2, 0, -1, 1, *range(3, len(contexts)), 2])
+            positions = i.ints([c - 1 for c in contexts])
+            limits = i.ints([c if s != 3 else c - 1 for s, c in enumerate(contexts)])
+            for repeat in (1,) if i.small else (1, 40):
+                many = rows.repeat(repeat)
+                scratch = attention.DecodeScratch.allocate(many.numel(), heads, kv_heads, dim, i.device)
+                out = i.poison(many.numel(), heads * dim)
+                attention.decode_attention(
+                    q.repeat(repeat, 1), cache, out, scratch, num_heads=heads, rows=many, positions=positions,
+                    limits=limits, block_tables=tables, window=window,
+                )  # fmt: skip
+                lives = [r if r >= 0 and r != 3 else -1 for r in rows.tolist()]
+                kept = [s for s, r in enumerate(lives) if r >= 0]
+                picked = [lives[s] for s in kept]
+                ref = torch.zeros(rows.numel(), heads * dim, device=i.device)
+                ref[kept] = reference.paged_attention(
+                    q[kept].view(len(kept), -1, dim)[:, :heads].float(), cache.k, cache.v, i.ints(range(len(kept) + 1)),
+                    i.ints([contexts[r] for r in picked]), tables[picked], window=window, k_scale=cache.k_scale,
+                    v_scale=cache.v_scale,
+                ).flatten(1)  # fmt: skip
+                limit = i.limit if quant is None else 2 * i.limit
+                yield f"decode_attention{name} of {many.numel()}", out, ref.repeat(repeat, 1), limit
+                clear = scratch.count.float() + 1
+                yield f"decode_attention{name} leaves its counters at 0", clear, torch.ones_like(clear), 0.0
+            # varlen: any mix of query lengths, tiles of nobody at the end
+            starts = np.concatenate(([0], np.cumsum(counts)))
+            q = i.normal(int(starts[-1]), (heads + 2 * kv_heads) * dim)
+            per_tile = attention.tile_tokens(heads // kv_heads)
+            tiles = [(s, t) for s, n in enumerate(counts) for t in range(0, n, per_tile)] + [(-1, 0)] * 3
+            out = i.poison(q.shape[0], heads * dim)
+            attention.varlen_attention(
+                q, cache, out, num_heads=heads, tile_sequence=i.ints([s for s, _ in tiles]),
+                tile_start=i.ints([t for _, t in tiles]), query_start=i.ints(starts), context_lens=i.ints(contexts),
+                block_tables=tables, window=window,
+            )  # fmt: skip
+            ref = reference.paged_attention(
+                q.view(q.shape[0], -1, dim)[:, :heads].float(), cache.k, cache.v, i.ints(starts), i.ints(contexts), tables,
+                window=window, k_scale=cache.k_scale, v_scale=cache.v_scale,
+            ).flatten(1)  # fmt: skip
+            yield f"varlen_attention{name}", out, ref, limit
