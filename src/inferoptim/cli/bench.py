@@ -222,10 +222,11 @@ def _run(
             summary = run.run()
         except KeyboardInterrupt:
             progress.close()
-            typer.echo(
-                f"kept in {folder}; go on with: inferoptim bench --resume {shlex.quote(str(folder))}",
-                err=True,
-            )
+            if (folder / "plan.json").exists():
+                typer.echo(
+                    f"kept in {folder}; go on with: inferoptim bench --resume {shlex.quote(str(folder))}",
+                    err=True,
+                )
             raise
     record_benchmark(files.folder, summary)
     if json:
