@@ -23,6 +23,7 @@ TEXTS: dict[str, str] = {
     "section.verdict": "Verdict",
     "section.next": "What to do next",
     "section.headline": "At a glance",
+    "section.waits": "Waiting and memory",
     "section.effects": "What each lever did",
     "section.ladder": "The ladder",
     "section.waterfall": "Cost index, lever by lever",
@@ -96,7 +97,7 @@ TEXTS: dict[str, str] = {
     "warning.failed": "{name}: {status}. {reason}",
     # captions and notes
     "caption.headline": "Baseline and fastest valid configuration, by workload",
-    "caption.waits": "{case}: waiting and memory (↓ shorter, ↑ longer than on the rung below)",
+    "caption.waits": "{case} (↓ shorter, ↑ longer than on the rung it builds on)",
     "note.waits_kv": (
         "Memory for the KV-cache, the same in every configuration of the engine: {memory}, {n} sequences of {tokens} tokens at "
         "full length. Transformers has no such limit."

@@ -30,6 +30,7 @@ _PLAIN: dict[str, str] = {
     "section.verdict": "Verdict",
     "section.next": "Que faire ensuite",
     "section.headline": "En un coup d’œil",
+    "section.waits": "Attente et mémoire",
     "section.effects": "L’effet de chaque levier",
     "section.ladder": "L’échelle",
     "section.waterfall": "Indice de coût, levier par levier",
@@ -106,7 +107,7 @@ _PLAIN: dict[str, str] = {
     "warning.failed": "{name} : {status}. {reason}",
     # captions and notes
     "caption.headline": "Référence et configuration valable la plus rapide, par charge",
-    "caption.waits": "{case} : attente et mémoire (↓ plus court, ↑ plus long qu’à l’échelon précédent)",
+    "caption.waits": "{case} (↓ plus court, ↑ plus long qu’à l’échelon de départ)",
     "note.waits_kv": (
         "Mémoire du cache KV, la même pour toutes les configurations du moteur : {memory}, soit {n} séquences de {tokens} tokens "
         "en longueur maximale. Transformers n’a pas cette limite."
