@@ -93,8 +93,11 @@ def wait_findings(facts: Facts, language: Language, name_of: dict[str, str]) -> 
             case=clean(wait.case.name),
         )
         said[wait.effect].setdefault(name_of[wait.rung.id], []).append(words)
+    between = "\u202f; " if language.code == "fr" else "; "
     return [
-        language(f"verdict.waits_{kind}", names="; ".join(f"{n} ({', '.join(w)})" for n, w in found.items()))
+        language(
+            f"verdict.waits_{kind}", names=between.join(f"{n} ({', '.join(w)})" for n, w in found.items())
+        )
         for kind, found in said.items()
         if found
     ]
