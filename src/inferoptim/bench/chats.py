@@ -27,7 +27,7 @@ class ChatShape:
 
 SHAPES = {
     "chat": ChatShape((16, 256), (0, 0, 0, 0, 1, 1, 1, 2, 2, 3)),
-    "chat-short": ChatShape((4, 64), (0,), system_sentences=3, tries=100),
+    "chat-short": ChatShape((3, 48), (0,), system_sentences=3, tries=100),
 }
 NO_TEMPLATE = "the model has no chat template: its prompts were written with plain role names"
 

@@ -50,7 +50,7 @@ class WorkloadPlan(PlanPart):
     output_tokens: int | None = Field(
         None,
         ge=1,
-        description="Tokens produced per request. Default: 200 guide, drawn 16…256 chat and 4…64 chat-short, 128 the others.",
+        description="Tokens produced per request. Default: 200 guide, drawn 16…256 chat and 3…48 chat-short, 128 the others.",
     )
 
     @model_validator(mode="after")
@@ -251,7 +251,7 @@ QUICK: dict[str, Any] = {
     "name": "quick",
     "runs": 8,
     "min_runs": 2,
-    "seconds_per_case": 15.0,
+    "seconds_per_case": 40.0,
     "budget_s": 265.0,
     "warmups": 1,
     "warmup_output_tokens": 4,

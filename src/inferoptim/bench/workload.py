@@ -48,7 +48,7 @@ def build(
         seed: decides every draw.
         input_tokens: prompt length. Exact for guide and synthetic, the most for summarise; refused for chat and files.
         output_tokens: new tokens of every request; defaults: 200 guide, 128 summarise and files, 16…256 drawn for chat,
-            4…64 for chat-short.
+            3…48 for chat-short.
         max_model_len: context of the model; longer requests are refused.
 
     Raises:

@@ -34,7 +34,7 @@ def bench(
     quick: Annotated[
         bool,
         typer.Option(
-            "--quick", help="Minutes instead of hours: answers of 40 tokens, fewer runs.", rich_help_panel=HOW
+            "--quick", help="Minutes instead of hours: short requests, fewer runs.", rich_help_panel=HOW
         ),
     ] = False,
     workload: Annotated[
