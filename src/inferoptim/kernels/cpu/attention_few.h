@@ -4,13 +4,34 @@
 
 namespace io {
 
-// s.k = the tile's keys with tokens in the lanes: [dim][TILE] floats, or [dim / 2][TILE] pairs of bfloat16.
+// score[g][0..16) += the products of sixteen keys' turned channels with G queries; from zero at the first.
+template <bool HALF, int G>
+static inline void multiply_turned(const v16f* row, const float* q, int dim, float* score, bool first) {
+    v16f sum[G];
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) sum[g] = first ? v16f{} : load<v16f>(score + g * TILE);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) {
+#pragma GCC unroll 4
+        for (int g = 0; g < G; ++g) {
+#if defined(IO_BF16_DOT)
+            if constexpr (HALF) sum[g] = dot2(sum[g], (v16u)row[i], splat_u(load<uint32_t>(q + (size_t)g * dim + i)));
+            else
+#endif
+                sum[g] = madd(row[i], splat(q[(size_t)g * dim + i]), sum[g]);
+        }
+    }
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) store(score + g * TILE, sum[g]);
+}
+
+// s.score[pair][TILE] = q . k. Sixteen keys are turned so that they stand in the lanes, and multiplied while in registers.
 template <class E, bool HALF>
-static void turn_keys(const Tile<E>& tile, int dim, Scratch& s, Soon& soon) {
+static void score_tile(const Tile<E>& tile, int pairs, int dim, Scratch& s, Soon& soon) {
+    constexpr int STEP = HALF ? 32 : 16;
     for (int j = 0; j < tile.n; j += 16) {
         soon.fetch(16);
-        s.stream.fetch();
-        for (int d = 0; d < dim; d += HALF ? 32 : 16) {
+        for (int d = 0; d < dim; d += STEP) {
             v16f row[16];
 #pragma GCC unroll 16
             for (int i = 0; i < 16; ++i) {
@@ -21,45 +42,13 @@ static void turn_keys(const Tile<E>& tile, int dim, Scratch& s, Soon& soon) {
                     row[i] = widen(tile.k[j + i] + d);
             }
             transpose_16(row);
-            float* to = s.k.data() + (size_t)(HALF ? d / 2 : d) * TILE + j;
-#pragma GCC unroll 16
-            for (int i = 0; i < 16; ++i) store(to + (size_t)i * TILE, row[i]);
+            const float* q = s.q.data() + (HALF ? d / 2 : d);
+            float* score = s.score.data() + j;
+            int g = 0;
+            for (; g + 3 <= pairs; g += 3, q += 3 * dim, score += 3 * TILE) multiply_turned<HALF, 3>(row, q, dim, score, d == 0);
+            for (; g < pairs; ++g, q += dim, score += TILE) multiply_turned<HALF, 1>(row, q, dim, score, d == 0);
         }
     }
-}
-
-// score[g][TILE] = q . k, for G pairs.
-template <bool HALF, int G>
-static void score_few(const Scratch& s, int begin, int dim, float* score) {
-    v16f sum[G][4];
-#pragma GCC unroll 4
-    for (int g = 0; g < G; ++g) sum[g][0] = sum[g][1] = sum[g][2] = sum[g][3] = v16f{};
-    const float* q = s.q.data() + (size_t)begin * dim;
-    const int n = HALF ? dim / 2 : dim;
-    for (int d = 0; d < n; ++d) {
-        const float* k = s.k.data() + (size_t)d * TILE;
-        const v16f k0 = load<v16f>(k), k1 = load<v16f>(k + 16), k2 = load<v16f>(k + 32), k3 = load<v16f>(k + 48);
-#pragma GCC unroll 4
-        for (int g = 0; g < G; ++g) {
-#if defined(IO_BF16_DOT)
-            if constexpr (HALF) {
-                const v16u x = splat_u(load<uint32_t>(q + (size_t)g * dim + d));
-                sum[g][0] = dot2(sum[g][0], (v16u)k0, x);
-                sum[g][1] = dot2(sum[g][1], (v16u)k1, x);
-                sum[g][2] = dot2(sum[g][2], (v16u)k2, x);
-                sum[g][3] = dot2(sum[g][3], (v16u)k3, x);
-                continue;
-            }
-#endif
-            const v16f x = splat(q[(size_t)g * dim + d]);
-            sum[g][0] = madd(k0, x, sum[g][0]);
-            sum[g][1] = madd(k1, x, sum[g][1]);
-            sum[g][2] = madd(k2, x, sum[g][2]);
-            sum[g][3] = madd(k3, x, sum[g][3]);
-        }
-    }
-    for (int g = 0; g < G; ++g)
-        for (int i = 0; i < 4; ++i) store(score + g * TILE + 16 * i, sum[g][i]);
 }
 
 // Adds the tile's weighted values to the sums of G pairs, after shrinking these. HALF keeps the order of `unpack`.
@@ -106,8 +95,7 @@ static void add_values_few(const Tile<E>& tile, const float* weight, const float
 // One tile for pairs [begin, begin + G).
 template <class E, bool HALF, int G>
 static void tile_few(const Tile<E>& tile, const Pairs& p, int begin, int t0, int dim, float* top, Scratch& s) {
-    float *score = s.score.data(), *weight = s.weight.data(), shrink[G];
-    score_few<HALF, G>(s, begin, dim, score);
+    float *score = s.score.data() + begin * TILE, *weight = s.weight.data(), shrink[G];
     const v16i lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     for (int g = 0; g < G; ++g) {
         v16f x[4], most = NOTHING;
@@ -158,7 +146,7 @@ static void attend_few(const Pairs& p, int first, int last, const Cache& c, int 
         // after the last tile comes the sequence's next head
         Soon soon = t0 + TILE < last ? Soon{&c, t0 + TILE, last, head, sizeof(E)}
                                      : Soon{&c, first / TILE * TILE, head + 1 < c.heads ? last : 0, head + 1, sizeof(E)};
-        turn_keys<E, HALF>(tile, dim, s, soon);
+        score_tile<E, HALF>(tile, p.count, dim, s, soon);
         for (int i = 0; i < p.count; i += 4) switch (p.count - i) {
                 case 1: tile_few<E, HALF, 1>(tile, p, i, t0, dim, top, s); break;
                 case 2: tile_few<E, HALF, 2>(tile, p, i, t0, dim, top, s); break;

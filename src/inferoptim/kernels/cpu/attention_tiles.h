@@ -30,20 +30,7 @@ struct Pairs {
     int32_t low[MOST], high[MOST];
 };
 
-// Weights of the next product, asked of memory a few lines at a time while it would idle.
-struct Stream {
-    const char *at = nullptr, *end = nullptr;
-    size_t lines = 0;  // of one call
-
-    void fetch() {
-#if defined(__x86_64__)
-        for (size_t i = 0; i < lines && at < end; ++i, at += 64) _mm_prefetch(at, _MM_HINT_T1);
-#endif
-    }
-};
-
 struct Scratch {
-    Stream stream;
     std::vector<float> q, o, k, v, score, weight, total;
     float factor[TILE], v_scale[TILE];
     void reserve(int dim) {
@@ -101,13 +88,20 @@ struct Tile {
     Tile(const Cache& c, int t0, int last, int head, float softmax_scale, Scratch& s) {
         const int real = std::min(TILE, last - t0);
         n = (real + 1) / 2 * 2;
+        const size_t row = (size_t)c.heads * c.dim;
+        const E *k0 = (const E*)c.k + (size_t)head * c.dim, *v0 = (const E*)c.v + (size_t)head * c.dim;
         for (int j = 0; j < TILE; ++j) {
-            const int token = t0 + std::min(j, real - 1);
-            const size_t at = c.at(token, head);
-            k[j] = (const E*)c.k + at;
-            v[j] = (const E*)c.v + at;
-            s.factor[j] = softmax_scale * (sizeof(E) == 1 ? c.k_scale[c.scale_at(token, head)] : 1.0f);
-            s.v_scale[j] = sizeof(E) == 1 ? c.v_scale[c.scale_at(token, head)] : 1.0f;
+            const size_t slot = c.slots[t0 + std::min(j, real - 1)];
+            k[j] = k0 + slot * row;
+            v[j] = v0 + slot * row;
+            if (sizeof(E) == 1) {
+                const size_t at = slot * c.heads + head;
+                s.factor[j] = softmax_scale * c.k_scale[at];
+                s.v_scale[j] = c.v_scale[at];
+            } else {
+                s.factor[j] = softmax_scale;
+                s.v_scale[j] = 1.0f;
+            }
         }
     }
 };

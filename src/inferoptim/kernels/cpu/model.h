@@ -178,10 +178,7 @@ struct Model {
                 qkv_product(b, layer, phase.layer, from, 0, tokens, u0, u1);
                 break;
             }
-            case Do::ATTENTION:
-                ask_for_output_weights(b, layer.o, desk.attention.stream, task, count);
-                attention(b, layer, phase.layer, plan.pieces[task], desk.attention);
-                break;
+            case Do::ATTENTION: attention(b, layer, phase.layer, plan.pieces[task], desk.attention); break;
             case Do::O: {
                 const Inputs from = inputs(desk, number, layer.o, nullptr, mixed.data(), tokens);
                 add_product(layer.o, from, 0, tokens, task, count);
@@ -305,16 +302,6 @@ struct Model {
                  else
                      for (int j = 0; j < n; ++j) to[j] = y[j];
              });
-    }
-
-    // One sequence's attention leaves memory idle: its tasks fetch their shares of what comes next.
-    void ask_for_output_weights(const Step& b, const Linear& o, Stream& stream, int task, int count) const {
-        stream = Stream{};
-        if (b.tokens > 1) return;
-        const size_t calls = ((size_t)b.context[0] + 15) / 16;
-        stream.at = o.packed + part(o.bytes, task, count) / 64 * 64;
-        stream.end = o.packed + part(o.bytes, task + 1, count);
-        stream.lines = ((stream.end - stream.at) / 64 + calls - 1) / calls;
     }
 
     void attention(const Step& b, const Layer& layer, int index, const Piece& piece, Scratch& scratch) {
