@@ -27,9 +27,14 @@ from inferoptim.quant.int8 import quantize_linear
 
 def random_decoder(
     config: dict[str, Any], *, device: torch.device, dtype: torch.dtype, quantization: str, seed: int = 0,
-    max_layers: int | None = None, scale: float = 0.02,
+    max_layers: int | None = None, scale: float = 0.02, drawn_in: torch.dtype | None = None,
 ) -> Decoder:  # fmt: skip
-    """A decoder of that config.json with normal weights of standard deviation `scale`, made on the device."""
+    """A decoder of that config.json with normal weights of standard deviation `scale`, made on the device.
+
+    Args:
+        drawn_in: the type that the numbers are rounded to, so that decoders of two types can have the same weights;
+            default: `dtype`.
+    """
     if quantization == "fp8":
         check_fp8(device)
     spec = spec_from_config(config)
@@ -38,7 +43,8 @@ def random_decoder(
     generator = torch.Generator(device=device).manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator, device=device, dtype=dtype).mul_(scale)
+        drawn = torch.randn(shape, generator=generator, device=device, dtype=drawn_in or dtype).mul_(scale)
+        return drawn.to(dtype)
 
     def convert(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
         dense = DenseWeight(weight, bias)
@@ -49,7 +55,7 @@ def random_decoder(
         return quantize_linear(dense, dynamic_activations=quantization == "int8")
 
     def norm(width: int) -> torch.Tensor:
-        return 1 + normal(width)
+        return (1 + normal(width).to(drawn_in or dtype)).to(dtype)
 
     heads, kv, dim, hidden, inter = (
         spec.num_heads, spec.num_kv_heads, spec.head_dim, spec.hidden_size, spec.intermediate_size,
@@ -80,14 +86,14 @@ def random_decoder(
 
 
 @contextmanager
-def _instead_of_files(config: dict[str, Any], scale: float) -> Iterator[str]:
+def _instead_of_files(config: dict[str, Any], scale: float, drawn_in: torch.dtype | None) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "config.json").write_text(json.dumps(config))
         files = ModelFiles("random", folder, "random", "local", "random", 0)
 
         def load(folder: Path, **fields: Any) -> Decoder:
-            return random_decoder(config, scale=scale, **fields)
+            return random_decoder(config, scale=scale, drawn_in=drawn_in, **fields)
 
         with (
             mock.patch("inferoptim.engine.core.resolve_model", return_value=files),
@@ -96,7 +102,9 @@ def _instead_of_files(config: dict[str, Any], scale: float) -> Iterator[str]:
             yield name
 
 
-def random_engine(config: dict[str, Any], *, scale: float = 0.02, **fields: Any) -> EngineCore:
+def random_engine(
+    config: dict[str, Any], *, scale: float = 0.02, drawn_in: torch.dtype | None = None, **fields: Any
+) -> EngineCore:
     """An `EngineCore` whose model has random weights; everything else is as with files."""
-    with _instead_of_files(config, scale) as folder:
+    with _instead_of_files(config, scale, drawn_in) as folder:
         return EngineCore(EngineConfig.create(model=folder, **fields))
