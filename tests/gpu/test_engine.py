@@ -214,34 +214,6 @@ def test_a_step_without_memory_is_made_smaller(
     llm.core.check()
 
 
-@pytest.mark.skipif(
-    torch.cuda.is_available(), reason="there is a GPU: benchmarks.gpu has minutes of it there"
-)
-def test_random_traffic_keeps_the_accounts(
-    device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    from benchmarks.gpu.traffic import drive
-
-    save_tiny_llama(tmp_path)
-    tiny_tokenizer(tmp_path)
-    use_cuda_path_on_cpu(monkeypatch)
-    llm = LLM(
-        EngineConfig.create(
-            model=str(tmp_path),
-            kernels="torch",
-            dtype="float16",
-            max_model_len=48,
-            max_num_seqs=4,
-            block_size=4,
-            max_num_batched_tokens=24,
-            kv_budget_bytes=24 * 4 * 2 * 2 * 2 * 16 * 2,
-        )  # fmt: skip
-    )
-    seen = drive(llm.core, seed=2, go_on=lambda seen: seen.steps < 20, longest=(14, 16), at_once=10)
-    assert not seen.failed
-    assert seen.finished > 3
-
-
 @pytest.mark.parametrize(
     ("fields", "quantization", "reason"),
     [
