@@ -21,6 +21,7 @@ from inferoptim.quant.packing import pack_rows
 
 _GRID = {"fp8": FP8, "int8": INT8, "int8-weight-only": INT8, "int4-weight-only": INT4}
 _NORM_BEFORE = {"qkv": "input_layernorm.weight", "gate_up": "post_attention_layernorm.weight"}
+_EVERY = 8  # one calibration token in so many is enough to state a product's error
 Tensors = dict[str, torch.Tensor]
 Rounding = Callable[[torch.Tensor], torch.Tensor]
 
@@ -31,7 +32,7 @@ class ProductReport:
 
     layer: int
     product: str  # qkv, o, gate_up or down
-    error: float  # ‖quantised − exact‖ / ‖exact‖ of its output on the calibration inputs
+    error: float  # ‖quantised − unrounded‖ / ‖unrounded‖ of its output on the calibration inputs
     kept: bool  # left in the model's type, since the error passed the recipe's limit
     alpha: float | None = None  # SmoothQuant's exponent, where smoothing was tried
 
@@ -125,10 +126,10 @@ class LayerWork:
         layer, recipe, dtype = self._layer, self._recipe, self._dtype
         x, exact = x_BLK.flatten(0, -2), self._exact.pop(name)
         x, exact, alpha = self._smoothed(name, x, exact)
-        reference = x @ layer.weight(name).T
-        rounded, stored, round_inputs = _quantise_product(layer, name, x, exact, recipe, dtype)
+        aim, rounded, stored, round_inputs = _quantise_product(layer, name, x, exact, recipe, dtype)
+        reference = x[::_EVERY] @ aim.T
         got = round_inputs(x) @ rounded.T
-        error = float((got - reference).norm() / reference.norm().clamp_min(1e-12))
+        error = float((got[::_EVERY] - reference).norm() / reference.norm().clamp_min(1e-12))
         kept = (layer.index, name) in self._keep
         kept |= recipe.keep_above is not None and error > recipe.keep_above
         if kept or recipe.quantization == "none":
@@ -197,10 +198,11 @@ def _quantise_product(
     exact_TK: torch.Tensor,
     recipe: Recipe,
     dtype: torch.dtype,
-) -> tuple[torch.Tensor, Tensors, Rounding]:
-    """(what is left of the weight [N, K], its tensors in the checkpoint, the rounding of its inputs)."""
+) -> tuple[torch.Tensor, torch.Tensor, Tensors, Rounding]:
+    """(the weight [N, K] to be rounded, what is left of it, its tensors in the checkpoint, the rounding of its inputs)."""
     if recipe.quantization == "none":
-        return layer.weight(product).to(dtype).float(), {}, _as_is
+        weight = layer.weight(product)
+        return weight, weight.to(dtype).float(), {}, _as_is
     grid = _GRID[recipe.quantization]
     stored: Tensors = {}
     rounded: list[torch.Tensor] = []
@@ -237,7 +239,7 @@ def _quantise_product(
         rounded.append((steps * scale[..., None]).flatten(1))
         tensors = _checkpoint_tensors(q, scale, zero, recipe, grid, dtype)
         stored |= {f"{module}.{n}": t for n, t in tensors.items()}
-    return torch.cat(rounded), stored, round_inputs
+    return torch.cat(weights), torch.cat(rounded), stored, round_inputs
 
 
 def _scales(

@@ -233,7 +233,7 @@ def _print(artefact: Artefact, folder: Path, *, json: bool, verified: bool = Tru
                     ("top-1 agreement", *_percent(quality.top1_agreement)),
                     ("top-5 overlap", *_percent(quality.top5_overlap)),
                     ("KL divergence, nats", f"{quality.kl_nats.value:.4f}", f"{quality.kl_nats.low:.4f} … {quality.kl_nats.high:.4f}"),
-                    ("smallest perplexity increase that this sample would have shown", f"{quality.detectable_perplexity_increase:.2%}", ""),
+                    ("smallest detectable increase of perplexity", f"{quality.detectable_perplexity_increase:.2%}", ""),
                 ],
             )
         )  # fmt: skip

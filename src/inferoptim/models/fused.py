@@ -170,7 +170,10 @@ def unsupported(decoder: Decoder) -> str | None:
         return f"{decoder.dtype} is not float32 or bfloat16"
     if decoder.spec.head_dim % 16:
         return f"head size {decoder.spec.head_dim} is not a multiple of 16"
-    if any(isinstance(layer.qkv, Fp8Weight) for layer in decoder.weights.layers):
+    products = (
+        w for layer in decoder.weights.layers for w in (layer.qkv, layer.o, layer.gate_up, layer.down)
+    )
+    if any(isinstance(weight, Fp8Weight) for weight in products):
         return "its weights are FP8"
     return None
 
