@@ -219,7 +219,7 @@ def _write_settings(
 def _engine_settings(request: BuildRequest, folder: Path) -> dict[str, Any]:
     """EngineConfig fields that serve the artefact within its limits."""
     settings: dict[str, Any] = {}
-    if request.recipe.quantization in ("int8", "int8-weight-only"):
+    if request.recipe.quantization in ("int8", "int8-weight-only") and request.recipe.quantise_head:
         settings["quantization"] = (
             request.recipe.quantization
         )  # the output head, which the checkpoint keeps dense

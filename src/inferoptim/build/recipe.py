@@ -31,6 +31,10 @@ class Recipe(BaseModel):
     activations: Literal["dynamic", "static"] = Field(
         "dynamic", description="fp8: input scales at run time or calibrated."
     )
+    quantise_head: bool = Field(
+        True,
+        description="int8 recipes: this engine rounds the output head as well when it loads the artefact.",
+    )
     kv_cache_dtype: KVCacheDtype = Field("auto", description="auto: the model's type.")
     keep_above: float | None = Field(
         None,

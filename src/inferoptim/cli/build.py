@@ -47,6 +47,13 @@ def build(
     symmetric: Annotated[
         bool, typer.Option("--symmetric/--asymmetric", help="int4: without or with zero points.")
     ] = True,
+    quantise_head: Annotated[
+        bool,
+        typer.Option(
+            "--quantise-head/--keep-head",
+            help="int8: whether this engine rounds the output head too when it loads the artefact.",
+        ),
+    ] = True,
     fp8_granularity: Annotated[
         Literal["channel", "tensor"], typer.Option("--fp8-granularity", help="fp8: scales of the weights.")
     ] = "channel",
@@ -140,6 +147,7 @@ def build(
             "compensate": gptq,
             "group_size": group_size,
             "symmetric": symmetric,
+            "quantise_head": quantise_head,
             "granularity": fp8_granularity,
             "activations": fp8_activations,
             "kv_cache_dtype": kv_cache_dtype,
