@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import shutil
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,6 +27,8 @@ def answer(module: str, function: str, **arguments: Any) -> dict[str, Any]:
     if function == "cold":
         run = {"kernels": "none", "first_token_s": 9.0, "imports_s": 4.0, "load_s": 5.0, "prompt_s": 0.1}
         return {"result": [run]}
+    if module == "traffic":
+        return {"steps": 7, "failed": ["a leak"] if function == "out_of_memory" else []}
     if function == "side":
         return {"error": "no GPU"}
     return {"error": "not asked"} if function in ("measure", "reference") else {"result": 1}
@@ -48,6 +51,7 @@ def test_every_result_is_kept_before_it_is_printed(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(phases, "call", answer)
+    monkeypatch.setattr(shutil, "which", lambda _name: None)
     found = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: SimpleNamespace() if name == "vllm" else found(name)
@@ -58,7 +62,7 @@ def test_every_result_is_kept_before_it_is_printed(
         kept[part] = result
 
     asked = arguments(artefact=[SimpleNamespace(name="a")]) if name == "vllm" else arguments()
-    phases.PHASES[name](asked, keep)
+    good = phases.PHASES[name](asked, keep)
     printed = capsys.readouterr().out
     if name == "vllm":
         assert set(kept) == {"bf16", "fp8", "a"}
@@ -72,6 +76,14 @@ def test_every_result_is_kept_before_it_is_printed(
     elif name == "beside":
         assert all(result == {"error": "no GPU"} for result in kept.values())
         assert "1x100+200 transformers, static: no GPU" in printed
+    elif name == "traffic":
+        assert good is False
+        assert "ok   traffic: {'steps': 7}" in printed
+        assert "FAIL out_of_memory" in printed
+        assert "a leak" in printed
+    elif name == "sanitizer":
+        assert good is False
+        assert "compute-sanitizer is not installed" in printed
     else:
         assert f"{name}: not asked" in printed
 
