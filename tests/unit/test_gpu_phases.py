@@ -43,7 +43,7 @@ def arguments(**fields: Any) -> argparse.Namespace:
         "limit_s": 9.0,
         "model": "m",
     }
-    return argparse.Namespace(**{**fixed, "workers": 1, **fields})
+    return argparse.Namespace(**{**fixed, "workers": 1, "seconds": 1.0, **fields})
 
 
 @pytest.mark.parametrize("name", phases.PHASES)
