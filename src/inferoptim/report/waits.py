@@ -1,6 +1,7 @@
 """What each lever did to waiting: first token, gaps between tokens, sequences that fit at once. Rates alone hide it.
 
-A wait is called shorter or longer only where its interval lies wholly on one side of the other's.
+A wait is called shorter or longer only where its interval lies wholly on one side of the other's, and by a tenth at least:
+percentiles of few runs have intervals that are too narrow on one side.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from inferoptim.report.language import Cell, Language, clean
 from inferoptim.report.tables import Row, Table
 
 MEASURES = (("ttft_s", "p50"), ("itl_s", "p99"))
+LEAST_CHANGE = 0.10
 _MARKS: dict[str, tuple[str, Any]] = {"gain": (" ↓", "good"), "loss": (" ↑", "bad")}
 
 
@@ -33,6 +35,8 @@ class Wait:
         if self.before is None or self.after is None:
             return "not_measured"
         if bounded(self.before) is None or bounded(self.after) is None:
+            return "undecided"
+        if abs(self.after.value - self.before.value) < LEAST_CHANGE * self.before.value:
             return "undecided"
         if self.after.high < self.before.low:
             return "gain"
