@@ -68,7 +68,7 @@ class Recipe(BaseModel):
 
     def describe(self) -> str:
         """In a few words, for people."""
-        gptq = " with GPTQ" if self.compensate else ""
+        gptq = ", GPTQ" if self.compensate else ""
         zeros = "" if self.symmetric else " with zero points"
         words = {
             "none": "weights as they are",
@@ -79,4 +79,5 @@ class Recipe(BaseModel):
         }[self.quantization]
         kv = "" if self.kv_cache_dtype == "auto" else f", {self.kv_cache_dtype} KV-cache"
         observer = "" if self.quantization == "none" else f", {self.observer} observer"
-        return words + observer + kv
+        kept = f", the most sensitive {self.keep_share:.0%} kept" if self.keep_share else ""
+        return words + observer + kept + kv
