@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from inferoptim.records.schema import Interval
 from inferoptim.report.facts import Facts, read_facts
 from inferoptim.report.language import Language
 from inferoptim.report.load import load_records
-from inferoptim.report.waits import kv_note, wait_findings, waiting_table
+from inferoptim.report.waits import kv_note, room_findings, wait_findings, waiting_table
 from tests.golden import report_records
 
 BUSY = report_records.CASES[-1][0]
@@ -53,6 +54,20 @@ def test_a_wait_is_called_shorter_or_longer_only_where_the_intervals_part(tmp_pa
     marked = {row.heading: row.cells[0] for row in table.rows if row.cells[0].tone}
     assert list(marked) == ["+ paged KV-cache"]
     assert marked["+ paged KV-cache"].value.endswith("↓")  # a sign beside the colour
+
+
+def test_room_is_said_of_the_lever_that_made_it(tmp_path: Path) -> None:
+    found = facts(tmp_path, {})
+    ran = {"+chunked_prefill": 8, "+paged_kv": 14}
+    samples = {
+        key: [s.model_copy(update={"running": ran.get(key[0])}) for s in of_run]
+        for key, of_run in found.telemetry.items()
+    }
+    found = replace(found, telemetry=samples)
+    said = room_findings(found, Language("en"), {r.id: r.id for r in found.rungs})
+    assert len(said) == 1
+    assert "+paged_kv (8 → 14 at" in said[0]
+    assert "+chunked_prefill" not in said[0]  # nothing is known of the rung below it
 
 
 def test_memory_is_stated_in_sequences_of_full_length(tmp_path: Path) -> None:

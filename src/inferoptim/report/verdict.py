@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from inferoptim.records.schema import Interval, MetricSummary
 from inferoptim.report.facts import Case, Effects, Facts, Rung, bounded, ratio_effect, rung_label, usable
 from inferoptim.report.language import Cell, Language, clean, finite
-from inferoptim.report.waits import wait_findings
+from inferoptim.report.waits import room_findings, wait_findings
 
 MOST_NAMES = 4
 SHORT_REASON = 120  # characters of an error quoted in the verdict; the ladder has it whole
@@ -34,7 +34,8 @@ def verdict(facts: Facts, language: Language) -> Verdict:
     if not any(case.fastest for case in facts.cases):
         sentences.append(language("verdict.nothing"))
     findings = _of_levers(facts, language)
-    findings += wait_findings(facts, language, {r.id: lever_name(r, language) for r in facts.rungs})
+    called = {r.id: lever_name(r, language) for r in facts.rungs}
+    findings += [*wait_findings(facts, language, called), *room_findings(facts, language, called)]
     if facts.failed:
         names = language.join(_with_reason(r, language) for r in facts.failed)
         findings.append(language("verdict.failed", names=names))

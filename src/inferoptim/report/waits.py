@@ -107,6 +107,21 @@ def wait_findings(facts: Facts, language: Language, name_of: dict[str, str]) -> 
     ]
 
 
+def room_findings(facts: Facts, language: Language, name_of: dict[str, str]) -> list[str]:
+    """One sentence for what let more sequences run at once; see `wait_findings`."""
+    said: dict[str, list[str]] = {}
+    for case in facts.cases:
+        for rung in case.rungs:
+            below = facts.rung(rung.config.previous)
+            before = _most_at_once(facts, case, below) if below else None
+            after = _most_at_once(facts, case, rung)
+            if before and after and case.concurrency != 1 and after >= (1 + LEAST_CHANGE) * before:
+                words = language("verdict.at_once_at", before=before, after=after, case=clean(case.name))
+                said.setdefault(name_of[rung.id], []).append(words)
+    names = language.join(f"{name} ({', '.join(words)})" for name, words in said.items())
+    return [language("verdict.at_once", names=names)] if said else []
+
+
 def kv_note(facts: Facts, language: Language) -> str:
     """How much KV memory the engine had, in bytes and in sequences of full length; '' where no record says."""
     for rung in facts.rungs:

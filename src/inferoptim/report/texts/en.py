@@ -73,6 +73,8 @@ TEXTS: dict[str, str] = {
     "verdict.unclear": "No effect on the rate could be told from these runs: {names}.",
     "verdict.waits_gain": "What shortened the wait: {names}.",
     "verdict.waits_loss": "What lengthened the wait: {names}.",
+    "verdict.at_once": "What let more sequences run at once: {names}.",
+    "verdict.at_once_at": "{before} → {after} at {case}",
     "verdict.ttft_s": "first token {before} → {after} at {case}",
     "verdict.itl_s": "P99 gap between tokens {before} → {after} at {case}",
     "verdict.failed": "Without figures: {names}.",

@@ -81,6 +81,8 @@ _PLAIN: dict[str, str] = {
     "verdict.unclear": "Aucun effet sur le débit établi par ces mesures : {names}.",
     "verdict.waits_gain": "Ce qui a raccourci l’attente : {names}.",
     "verdict.waits_loss": "Ce qui a allongé l’attente : {names}.",
+    "verdict.at_once": "Ce qui fait tourner plus de séquences à la fois : {names}.",
+    "verdict.at_once_at": "{before} → {after} pour {case}",
     "verdict.ttft_s": "premier token {before} → {after} pour {case}",
     "verdict.itl_s": "écart P99 entre tokens {before} → {after} pour {case}",
     "verdict.failed": "Sans chiffres : {names}.",
