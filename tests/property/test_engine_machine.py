@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from inferoptim.config import EngineConfig, SamplingParams
 from inferoptim.engine.core import EngineCore
@@ -123,11 +123,11 @@ def _alone(prompt: tuple[int, ...], sampling: str) -> tuple[tuple[int, ...], Fin
 
 
 class EngineMachine(RuleBasedStateMachine):
-    """Arrivals, steps, aborts and stops from outside, in any order, on any lever set."""
+    """Arrivals, steps, aborts and stops from outside, in any order."""
 
-    @initialize(levers=st.integers(0, len(LEVERS) - 1))
-    def start(self, levers: int) -> None:
-        self.core = ENGINES[levers]
+    def __init__(self, core: EngineCore) -> None:
+        super().__init__()
+        self.core = core
         for number in range(200):  # what an example that failed has left, so that the next one is not blamed
             self.core.abort(f"r{number}")
         self.core.reset_prefix_cache()
@@ -171,8 +171,6 @@ class EngineMachine(RuleBasedStateMachine):
                 assert (tuple(self.got[name]), output.finish_reason) == alone(*self.asked[name])
 
     def teardown(self) -> None:
-        if not hasattr(self, "core"):
-            return
         for _ in range(3000):
             if not self.core.has_work:
                 break
@@ -183,22 +181,33 @@ class EngineMachine(RuleBasedStateMachine):
         assert {held[k] for k in ("running", "waiting", "kv_used_tokens", "kv_reserved_tokens")} == {0}
 
 
-EngineMachine.TestCase.settings = settings(
-    max_examples=40,
-    stateful_step_count=20,
-    deadline=None,
-    report_multiple_bugs=False,
-    suppress_health_check=[HealthCheck.too_slow],
-)
-TestEngine = EngineMachine.TestCase
+@pytest.mark.parametrize("levers", range(len(LEVERS)), ids=lambda i: "-".join(map(str, LEVERS[i].values())))
+def test_every_answer_under_random_traffic_is_that_of_the_request_alone(levers: int) -> None:
+    run_state_machine_as_test(
+        lambda: EngineMachine(ENGINES[levers]),
+        settings=settings(
+            max_examples=7,
+            stateful_step_count=20,
+            deadline=None,
+            report_multiple_bugs=False,
+            suppress_health_check=[HealthCheck.too_slow],
+        ),
+    )
 
 
-def test_the_traffic_met_what_it_is_for() -> None:
-    """A machine that never preempted, shared or verified anything would prove nothing."""
+def test_such_traffic_preempts_shares_and_verifies() -> None:
+    """Memory, lengths and levers above are such that this happens: a machine that never did it would prove nothing."""
     seen: dict[str, float] = {}
     for core in ENGINES:
+        before = core.counters()
+        machine = EngineMachine(core)
+        for rest in ((10, 11, 12), (20,)):
+            greedy = SamplingParams(max_tokens=24, temperature=0.0, ignore_eos=True)
+            machine.arrive([(*PREFIXES[1], *rest, last) for last in range(10, 15)], greedy)
+            machine.steps(10)
+        machine.teardown()
         for name, value in core.counters().items():
-            seen[name] = seen.get(name, 0) + value
+            seen[name] = seen.get(name, 0) + value - before[name]
     assert seen["preemptions"] > 0
     assert seen["prefix_cache_hit_tokens"] > 0
     assert seen["draft_accepted_tokens"] > 0
