@@ -61,7 +61,7 @@ class Pool {
         work_ = &work;
         first_ = number(board_.load(std::memory_order_relaxed)) + 1;
         end_ = first_ + (uint32_t)counts.size();
-        running_.store(true, std::memory_order_relaxed);
+        running_.store(true);
         open(first_);
         if (sleepers_.load() > 0) {
             std::lock_guard<std::mutex> lock(mutex_);
@@ -127,12 +127,14 @@ class Pool {
         for (;;) {
             // the next step usually follows within half a millisecond: stay awake that long
             const auto until = clock::now() + std::chrono::microseconds(500);
-            while (unclaimed(board_.load(std::memory_order_acquire)) == 0 && !stop_.load() && clock::now() < until)
+            while (!running_.load() && !stop_.load() && clock::now() < until)
                 for (int i = 0; i < 32; ++i) pause_cpu();
-            if (unclaimed(board_.load()) == 0) {
+            if (!running_.load()) {
                 std::unique_lock<std::mutex> lock(mutex_);
                 sleepers_.fetch_add(1);
-                wake_.wait(lock, [&] { return unclaimed(board_.load()) > 0 || stop_.load(); });
+                // A step that runs is what wakes, not a task to claim: between two phases there is none, and who went
+                // back to sleep then would miss the whole step.
+                wake_.wait(lock, [&] { return running_.load() || stop_.load(); });
                 sleepers_.fetch_sub(1);
             }
             if (stop_.load()) return;
