@@ -237,7 +237,9 @@ def _native_kernels() -> Iterator[Finding]:
 def _gpus() -> Iterator[Finding]:
     import torch
 
-    driver, names = _nvml()
+    from inferoptim.hardware.nvml import driver_and_names
+
+    driver, names = driver_and_names()
     cuda = torch.version.cuda
     if not names and not torch.cuda.is_available():
         yield Finding(
@@ -269,21 +271,6 @@ def _gpus() -> Iterator[Finding]:
             "NVML", "not readable", "gap",
             "no energy, power or clocks in the records: pip install 'inference-optim-llm[gpu]'",
         )  # fmt: skip
-
-
-def _nvml() -> tuple[str | None, list[str]]:
-    """Driver version and GPU names as NVML tells them; (None, []) without NVML."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except Exception:  # no package, no library, no driver: NVML raises its own classes
-        return None, []
-    try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        return str(pynvml.nvmlSystemGetDriverVersion()), [str(pynvml.nvmlDeviceGetName(h)) for h in handles]
-    finally:
-        pynvml.nvmlShutdown()
 
 
 def driver_gap(driver: str | None, cuda: str) -> str | None:

@@ -7,6 +7,7 @@ from functools import cache
 import torch
 
 from inferoptim.hardware.cpu import cpu_facts, usable_cores
+from inferoptim.hardware.nvml import driver_and_names
 from inferoptim.kernels import cpu
 
 
@@ -16,19 +17,9 @@ def machine() -> dict[str, str]:
     facts = {"torch": torch.__version__, "cores": str(usable_cores()), "processor": cpu_facts().model}
     if torch.cuda.is_available():
         facts["device"] = torch.cuda.get_device_name(0)
-        facts["driver"] = _driver()
+        facts["driver"] = driver_and_names()[0] or "unknown"
         facts["cuda"] = str(torch.version.cuda)
     else:
         facts["device"] = "cpu"
         facts["kernels"] = cpu.isa() or "torch"
     return facts
-
-
-def _driver() -> str:
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        return str(pynvml.nvmlSystemGetDriverVersion())
-    except Exception:  # no package or no library: NVML raises its own classes
-        return "unknown"
