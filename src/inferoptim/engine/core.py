@@ -17,13 +17,13 @@ import torch
 
 from inferoptim import __version__
 from inferoptim.config import EngineConfig
+from inferoptim.engine.assembly import count_blocks, make_runner, model_len
 from inferoptim.engine.blocks import BlockAllocator
 from inferoptim.engine.grammar import GrammarCompiler, GrammarState
-from inferoptim.engine.kv_cache import allocate_kv_cache, bytes_per_token, num_blocks_within
+from inferoptim.engine.kv_cache import bytes_per_token
 from inferoptim.engine.loading import (
     check_gpu_memory,
     choose_device,
-    default_kv_budget,
     load_draft,
     load_target,
 )
@@ -32,10 +32,10 @@ from inferoptim.engine.request import FinishReason, Request, Sequence, TokenOutp
 from inferoptim.engine.resident import return_freed_memory
 from inferoptim.engine.runner import AheadRunner, DecoderLike, Launched, Runner
 from inferoptim.engine.scheduler import Scheduler
+from inferoptim.engine.scoring import Scorer
 from inferoptim.engine.speculative import DraftModelProposer, PromptLookupProposer, Proposer, Speculator
 from inferoptim.engine.step import StepPlan, StepResult
-from inferoptim.errors import CapacityError, ConfigError, RequestError, UnsupportedError
-from inferoptim.models.batch import Batch
+from inferoptim.errors import CapacityError, RequestError, UnsupportedError
 from inferoptim.models.hub import ModelFiles, resolve_model
 
 _log = logging.getLogger(__name__)
@@ -72,11 +72,18 @@ class EngineCore:
                 f"nvidia-smi who else uses the card ({error})"
             ) from error
         self.spec = self._decoder.spec
-        self.max_model_len = self._model_len()
+        self.max_model_len = model_len(config, self.spec)
         self._token_bytes = bytes_per_token(self.spec, self._decoder.dtype, config.kv_quantization)
         draft_token_bytes = bytes_per_token(draft.spec, draft.dtype, config.kv_quantization) if draft else 0
         self._lookahead = config.num_speculative_tokens if config.speculative != "none" else 0
-        self._num_blocks = self._count_blocks(self._token_bytes + draft_token_bytes)
+        self._num_blocks = count_blocks(
+            config,
+            self.device,
+            self.spec,
+            token_bytes=self._token_bytes + draft_token_bytes,
+            max_model_len=self.max_model_len,
+            lookahead=self._lookahead,
+        )
         scheduler_config = SchedulerConfig(
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
@@ -373,86 +380,17 @@ class EngineCore:
         n = len(token_ids)
         if not 1 <= n <= self.max_model_len:
             raise RequestError(f"logits: {n} tokens asked, the context holds 1…{self.max_model_len}")
-        block_size = self.config.block_size
-        num_blocks = -(-n // block_size)
-        kv = allocate_kv_cache(
-            self.spec,
-            num_blocks,
-            block_size,
-            model_dtype=self._decoder.dtype,
-            device=self.device,
-            kv_quantization=self.config.kv_quantization,
-        )
-
-        def tensor(values: Any) -> torch.Tensor:
-            return torch.as_tensor(values, dtype=torch.int32, device=self.device)
-
-        everything = tensor(range(n))
-        batch = Batch(
-            token_ids_T=tensor(list(token_ids)),
-            positions_T=everything,
-            slot_mapping_T=everything,
-            query_start=tensor([0, n]),
-            context_lens_S=tensor([n]),
-            block_tables_SM=tensor([list(range(num_blocks))]),
-            logit_rows_R=everything,
-            max_query_len=n,
-            max_context_len=n,
-            contiguous=True,
-        )
-        logits: np.ndarray = self._decoder.forward(batch, kv).float().cpu().numpy()
+        scorer = Scorer(self._decoder, n, self.config.kv_quantization, self.config.block_size)
+        logits: np.ndarray = scorer.logits(token_ids).cpu().numpy()
         return logits
 
-    # -- set-up -----------------------------------------------------------------------------------------------------
-
-    def _model_len(self) -> int:
-        asked, most = self.config.max_model_len, self.spec.max_position
-        if asked is not None and asked > most:
-            raise ConfigError(
-                f"max_model_len={asked} is above what {self.config.model} was trained for ({most} tokens)"
-            )
-        return asked or most
-
-    def _count_blocks(self, token_bytes: int) -> int:
-        """Blocks for the budget; no more than every row at full length could use."""
-        config = self.config
-        budget = config.kv_budget_bytes or default_kv_budget(config, self.device, self.spec)
-        blocks = num_blocks_within(budget, config.block_size, token_bytes, self.max_model_len)
-        return min(
-            blocks, config.max_num_seqs * -(-(self.max_model_len + self._lookahead) // config.block_size)
-        )
-
     def _make_runner(self, decoder: DecoderLike, grammars: EngineCore | None = None) -> Runner:
-        config = self.config
-        kv = allocate_kv_cache(
-            decoder.spec,
-            self._num_blocks,
-            config.block_size,
-            model_dtype=decoder.dtype,
-            device=self.device,
-            kv_quantization=config.kv_quantization,
+        return make_runner(
+            decoder,
+            self.config,
+            num_blocks=self._num_blocks,
+            max_model_len=self.max_model_len,
+            lookahead=self._lookahead,
+            eos_token_ids=self.spec.eos_token_ids,
+            grammars=grammars,
         )
-        fields: dict[str, Any] = {
-            "max_num_seqs": config.max_num_seqs,
-            "max_model_len": self.max_model_len,
-            "max_draft": self._lookahead,
-            "contiguous": not config.paged_kv,
-            "seed": config.seed,
-            "eos_token_ids": self.spec.eos_token_ids,
-            "grammars": grammars,
-        }
-        if self.device.type == "cpu" or config.kernels == "torch":
-            return Runner(decoder, kv, **fields)
-        from inferoptim.engine.cuda_runner import CudaRunner
-        from inferoptim.models.cuda import CudaDecoder
-
-        assert isinstance(decoder, CudaDecoder), "load_target and load_draft give no other on a GPU"
-        try:
-            runner = CudaRunner(decoder, kv, graphs=config.compiled_step, **fields)
-            runner.capture()
-        except torch.OutOfMemoryError as error:
-            raise CapacityError(
-                "the GPU's memory ran out while steps were captured: lower gpu_memory_utilization, kv_budget_bytes or "
-                f"max_num_seqs, or see with nvidia-smi who else uses the card ({error})"
-            ) from error
-        return runner

@@ -5,11 +5,12 @@ The scheduler decides who gets memory and who loses it; this file knows how a se
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
 
 from inferoptim.engine.blocks import BlockAllocator, ContiguousSlots, blocks_for
 from inferoptim.engine.prefix_cache import PrefixCache
-from inferoptim.engine.request import Sequence
+from inferoptim.engine.request import FinishReason, Sequence
 from inferoptim.errors import CapacityError
 
 
@@ -22,6 +23,20 @@ class Tracked(Sequence):
     on_device: bool = False  # the device alone can choose its tokens
     pending: int = 0  # tokens that plans which are out will give it
     chain: list[bytes] = field(default_factory=list)  # names of its first full blocks, for the prefix cache
+
+    def append(self, tokens: Tokens[int]) -> FinishReason | None:
+        """Append tokens up to the first that ends the sequence; the reason if one does."""
+        known = self.token_ids
+        room = self.max_total - len(known)
+        if not self.stop_ids:
+            known += tokens[:room]
+            return FinishReason.LENGTH if len(tokens) >= room else None
+        earliest = self.num_prompt + self.request.sampling.min_tokens
+        for token in tokens[:room]:
+            known.append(token)
+            if token in self.stop_ids and len(known) >= earliest:
+                return FinishReason.STOP
+        return FinishReason.LENGTH if len(tokens) >= room else None
 
 
 class KVMemory:

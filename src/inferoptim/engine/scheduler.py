@@ -10,18 +10,17 @@ grows block by block. So only decoding can run out of blocks, never a prompt hal
 
 from __future__ import annotations
 
-import heapq
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Sequence as Tokens
 
 from inferoptim.engine import bursts
 from inferoptim.engine.blocks import BlockAllocator, blocks_for
-from inferoptim.engine.integrity import check_accounts
 from inferoptim.engine.kv_memory import KVMemory, Tracked
 from inferoptim.engine.planning import Draft, Limits, SchedulerConfig
 from inferoptim.engine.request import FinishReason, Request, Sequence, Status
-from inferoptim.engine.step import Admission, ScheduledSequence, StepPlan, StepResult
-from inferoptim.errors import CapacityError, ConfigError, RequestError
+from inferoptim.engine.roster import Roster
+from inferoptim.engine.step import ScheduledSequence, StepPlan, StepResult
+from inferoptim.errors import ConfigError, RequestError
 
 
 class Scheduler:
@@ -57,21 +56,13 @@ class Scheduler:
             prefix_caching=config.prefix_caching,
             max_model_len=config.max_model_len,
         )
-        self._sequences: dict[str, Tracked] = {}  # every unfinished one
-        self._waiting: OrderedDict[str, Tracked] = OrderedDict()  # next to admit first
-        self._running: dict[str, Tracked] = {}  # in order of arrival
-        self._free_rows = list(range(config.max_num_seqs))  # a heap: the batch stays dense at its low end
-        self._released: list[int] = []  # rows to name in the next plan
-        self._held: list[tuple[int, list[int]]] = []  # static batches: rows and slots of finished members
         self._out: deque[tuple[StepPlan, list[Tracked]]] = (
             deque()
         )  # plans that are out, oldest first, and whose they are
         self._limits = Limits(config.max_num_seqs, config.max_num_batched_tokens)
+        self._roster = Roster(config, self._memory, self._limits)
         self._num_steps = 0
         self._scheduled_tokens = 0
-        self._preemptions = 0
-        self._query_tokens = 0
-        self._hit_tokens = 0
         self._draft_proposed = 0
         self._draft_accepted = 0
 
@@ -80,17 +71,17 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         """Whether any sequence waits or runs."""
-        return bool(self._sequences)
+        return bool(self._roster.everyone)
 
     @property
     def num_running(self) -> int:
         """Sequences that hold a row and are not finished."""
-        return len(self._running)
+        return len(self._roster.running)
 
     @property
     def num_waiting(self) -> int:
         """Sequences without a row, preempted ones included."""
-        return len(self._waiting)
+        return len(self._roster.waiting)
 
     @property
     def kv_reserved_tokens(self) -> int:
@@ -100,10 +91,7 @@ class Scheduler:
     @property
     def kv_used_tokens(self) -> int:
         """Tokens of KV computed in owned blocks; a shared block counts once."""
-        size = self.config.block_size
-        # Shared blocks are full, so whatever is not yet computed lies in blocks of one owner.
-        slack = sum(len(seq.block_table) * size - seq.num_computed for seq in self._running.values())
-        return self.kv_reserved_tokens - slack - sum(len(table) * size for _, table in self._held)
+        return self.kv_reserved_tokens - self._roster.idle_tokens()
 
     def counters(self) -> dict[str, int]:
         """Monotonic totals since construction; a difference of two calls describes the time between them.
@@ -111,9 +99,9 @@ class Scheduler:
         Prefix-cache tokens count first admissions only: a preempted sequence that finds its own blocks again is no hit.
         """
         return {
-            "prefix_cache_query_tokens": self._query_tokens,
-            "prefix_cache_hit_tokens": self._hit_tokens,
-            "preemptions": self._preemptions,
+            "prefix_cache_query_tokens": self._roster.query_tokens,
+            "prefix_cache_hit_tokens": self._roster.hit_tokens,
+            "preemptions": self._roster.preemptions,
             "scheduled_tokens": self._scheduled_tokens,
             "steps": self._num_steps,
             "draft_proposed_tokens": self._draft_proposed,
@@ -129,59 +117,27 @@ class Scheduler:
             RequestError: empty prompt, no room for one output token in the context, or an id already in use.
             CapacityError: its longest possible form exceeds the whole cache, so that it could never be sure to end.
         """
-        name, num_prompt, longest = (
-            request.request_id,
-            len(request.prompt_token_ids),
-            self.config.max_model_len,
-        )
-        if name in self._sequences:
-            raise RequestError(f"request {name}: this id is already in use")
-        if num_prompt == 0:
-            raise RequestError(f"request {name}: the prompt is empty; it needs at least one token")
-        if num_prompt >= longest:
-            raise RequestError(
-                f"request {name}: the prompt has {num_prompt} tokens and max_model_len is {longest}: "
-                f"shorten it to {longest - 1} or raise max_model_len"
-            )
-        sampling = request.sampling
-        max_total = min(num_prompt + sampling.max_tokens, longest)
-        needed = blocks_for(max_total - 1, self.config.block_size)  # the last token's KV is never computed
-        if needed > self.blocks.num_blocks:
-            raise CapacityError(
-                f"request {name}: {num_prompt} prompt + {max_total - num_prompt} output tokens need {needed} KV blocks, "
-                f"there are {self.blocks.num_blocks}: lower max_tokens, shorten the prompt or raise kv_budget_bytes"
-            )
-        eos = frozenset() if sampling.ignore_eos else request.eos_token_ids
-        seq = Tracked(
-            request=request,
-            token_ids=list(request.prompt_token_ids),
-            max_total=max_total,
-            stop_ids=eos.union(sampling.stop_token_ids),
-            on_device=sampling.on_device if self._samples_on_device else sampling.plain,
-        )
-        self._sequences[name] = seq
-        self._waiting[name] = seq
-        return seq
+        return self._roster.enter(request, self._samples_on_device)
 
     def abort(self, request_id: str, now_s: float | None = None) -> Sequence | None:
         """The caller left: free everything at once; None when there is no such unfinished request."""
-        seq = self._sequences.get(request_id)
+        seq = self._roster.everyone.get(request_id)
         if seq is not None:
-            self._retire(seq, FinishReason.ABORT, now_s)
+            self._roster.retire(seq, FinishReason.ABORT, now_s)
         return seq
 
     def finish(self, seq: Sequence, reason: FinishReason, now_s: float | None = None) -> None:
         """End a sequence for a reason found outside (a stop string); nothing happens if it has ended already."""
-        tracked = self._sequences.get(seq.request.request_id)
+        tracked = self._roster.everyone.get(seq.request.request_id)
         if tracked is seq:
-            self._retire(tracked, reason, now_s)
+            self._roster.retire(tracked, reason, now_s)
 
     def set_drafts(self, request_id: str, tokens: Tokens[int]) -> None:
         """Propose the tokens that follow the last known one. Ignored unless the sequence's next step samples alone.
 
         More than fit the token budget, the blocks or the sequence's remaining length are cut from the end.
         """
-        seq = self._running.get(request_id)
+        seq = self._roster.running.get(request_id)
         if seq is not None and len(seq.token_ids) - seq.num_computed == 1:
             seq.draft_token_ids = list(tokens)
 
@@ -191,7 +147,7 @@ class Scheduler:
         Raises:
             RequestError: sequences are running or waiting.
         """
-        if self._sequences:
+        if self._roster.everyone:
             raise RequestError(
                 f"the prefix cache can be reset only while idle: {self.num_running} sequences run, {self.num_waiting} wait"
             )
@@ -208,7 +164,7 @@ class Scheduler:
             within_end: no longer than until the first of them must end.
         """
         assert not self._out, "schedule() before update() of the plan that is out"
-        if not self._sequences:
+        if not self._roster.everyone:
             return None
         step = Draft(self._limits.tokens)
         if self.config.chunked_prefill:
@@ -230,16 +186,20 @@ class Scheduler:
         It must be known when the latest plan does more than decode on the device alone, when somebody could be admitted, or when
         blocks are short.
         """
-        if len(self._out) != 1 or (self._waiting and self._free_rows):
+        if len(self._out) != 1 or (self._roster.waiting and self._roster.free_rows):
             return None
         plan, deciding = self._out[0]
         if any(work.num_tokens > 1 for work in plan.sequences) or not bursts.can_burst(deciding):
             return None  # the host chooses, or verifies, or computes a prompt
-        members = [seq for seq in self._running.values() if len(seq.token_ids) + seq.pending < seq.max_total]
+        members = [
+            seq for seq in self._roster.running.values() if len(seq.token_ids) + seq.pending < seq.max_total
+        ]
         if not members or not all(seq.pending for seq in members):
             return None  # somebody is left who was not in that plan
         step = Draft(self._limits.tokens, members=members)
-        num_steps, grown = bursts.extend(members, most_steps, self._memory, within_end=bool(self._waiting))
+        num_steps, grown = bursts.extend(
+            members, most_steps, self._memory, within_end=bool(self._roster.waiting)
+        )
         if num_steps == 0:
             return None
         step.new_blocks += grown
@@ -252,7 +212,7 @@ class Scheduler:
         if not bursts.can_burst(step.members):
             return 1
         num_steps, grown = bursts.extend(
-            step.members, most_steps, self._memory, within_end=within_end or bool(self._waiting)
+            step.members, most_steps, self._memory, within_end=within_end or bool(self._roster.waiting)
         )
         step.new_blocks += grown
         return num_steps
@@ -261,13 +221,12 @@ class Scheduler:
         plan = StepPlan(
             step_id=self._num_steps,
             sequences=tuple(step.sequences),
-            released=tuple(self._released),
+            released=self._roster.take_released(),
             admitted=tuple(step.admitted),
             new_blocks=tuple(step.new_blocks),
             draft_tokens=tuple(step.draft_tokens),
             num_steps=num_steps,
         )
-        self._released.clear()
         self._num_steps += 1
         self._scheduled_tokens += plan.num_tokens
         for work, seq in zip(plan.sequences, step.members, strict=True):
@@ -282,22 +241,24 @@ class Scheduler:
             if step.budget == 0:
                 return
             self._compute_part(step, seq)
-        while step.budget > 0 and (newcomer := self._admit(step)) is not None:
+        while step.budget > 0 and (newcomer := self._roster.admit(step)) is not None:
             self._compute_part(step, newcomer)
 
     def _schedule_whole(self, step: Draft) -> None:
         """Prompts whole and alone, decodes when there is none. The first prompt may exceed the budget."""
         if self.config.in_flight_batching:
             while step.budget > 0:
-                newcomer = self._admit(step, most=step.budget if step.sequences else None)
+                newcomer = self._roster.admit(step, most=step.budget if step.sequences else None)
                 if newcomer is None:
                     break
                 step.compute(newcomer, len(newcomer.token_ids) - newcomer.num_computed, 0, samples=True)
         else:
-            if not self._running:  # a new static batch: its members are chosen now, whatever the budget
-                while self._admit(step) is not None:
+            if (
+                not self._roster.running
+            ):  # a new static batch: its members are chosen now, whatever the budget
+                while self._roster.admit(step) is not None:
                     pass
-            for seq in self._running.values():
+            for seq in self._roster.running.values():
                 gap = len(seq.token_ids) - seq.num_computed
                 if gap > 1 and (gap <= step.budget or not step.sequences):
                     step.compute(seq, gap, 0, samples=True)
@@ -318,8 +279,10 @@ class Scheduler:
         """
         behind = []
         size = self.config.block_size
-        spare = step.budget - len(self._running)  # one token is kept for each sequence before any draft
-        for seq in list(self._running.values()):
+        spare = step.budget - len(
+            self._roster.running
+        )  # one token is kept for each sequence before any draft
+        for seq in list(self._roster.running.values()):
             if step.budget == 0 or seq.status is not Status.RUNNING:
                 break  # out of budget, or preempted for an older one, and with it all that came after
             known = len(seq.token_ids)
@@ -343,64 +306,17 @@ class Scheduler:
         room = (
             max(len(seq.block_table), blocks_for(known, size)) * size - known
         )  # with no block just for drafts
-        if count > room and self.blocks.num_free <= len(self._running) + blocks_for(count, size):
+        if count > room and self.blocks.num_free <= len(self._roster.running) + blocks_for(count, size):
             return room
         return count
 
     def _grow(self, step: Draft, seq: Tracked, missing: int) -> bool:
         """Append `missing` blocks to a running sequence; False when it was itself preempted for lack of them."""
         while missing > self.blocks.num_free:
-            if self._preempt_last() is seq:
+            if self._roster.preempt_last() is seq:
                 return False
         step.new_blocks.append((seq.slot, tuple(self._memory.grow(seq, missing))))
         return True
-
-    def _preempt_last(self) -> Tracked:
-        """Take everything from the latest arrival; it keeps its tokens and will compute them again."""
-        name, victim = self._running.popitem()
-        self._vacate(victim)
-        victim.status = Status.PREEMPTED
-        victim.num_computed = 0
-        victim.num_preemptions += 1
-        victim.draft_token_ids = []
-        self._waiting[name] = victim
-        self._waiting.move_to_end(name, last=False)
-        self._preemptions += 1
-        return victim
-
-    def _admit(self, step: Draft, most: int | None = None) -> Tracked | None:
-        """Give the head of the queue a row and blocks for all its known tokens; None when it must wait.
-
-        While others run, one block for each of them and for the newcomer stays free (the watermark), so that nobody
-        is preempted before a whole block of output.
-
-        Args:
-            step: the plan being built.
-            most: wait, too, when more than this many tokens remain to be computed.
-        """
-        if not self._waiting or not self._free_rows or len(self._running) >= self._limits.rows:
-            return None
-        name, seq = next(iter(self._waiting.items()))
-        reserved = self._memory.reserve(
-            seq,
-            watermark=len(self._running) + 1 if self._running else 0,
-            most=most,
-            patient=self.config.in_flight_batching,
-        )
-        if not reserved:
-            return None
-        del self._waiting[name]
-        self._running[name] = seq
-        seq.slot = heapq.heappop(self._free_rows)
-        seq.status = Status.RUNNING
-        if self.config.prefix_caching and seq.num_preemptions == 0:
-            self._query_tokens += len(seq.token_ids)
-            self._hit_tokens += seq.num_cached
-        step.admitted.append(
-            Admission(seq.slot, name, tuple(seq.token_ids), seq.num_prompt, seq.request.sampling)
-        )
-        step.new_blocks.append((seq.slot, tuple(seq.block_table)))
-        return seq
 
     # ---- what came out ----------------------------------------------------------------------------------------
 
@@ -424,9 +340,9 @@ class Scheduler:
             False when less cannot be tried: the step was one sequence, and as short as it gets.
         """
         assert not self._out, "retreat() while a plan is out"
-        while self._running:
-            self._preempt_last()
-        self._end_static_batch()
+        while self._roster.running:
+            self._roster.preempt_last()
+        self._roster.end_static_batch()
         return self._limits.shrink(len(failed.sequences), failed.num_tokens)
 
     def update(self, plan: StepPlan, result: StepResult, now_s: float) -> list[Sequence]:
@@ -465,7 +381,7 @@ class Scheduler:
                 self._draft_proposed += work.num_draft
                 self._draft_accepted += len(tokens) - 1
             seq.draft_token_ids = []
-            reason = self._append(seq, tokens)
+            reason = seq.append(tokens)
             # The known tokens and the accepted drafts are in the cache; the last token sampled is not.
             seq.num_computed = min(
                 before + work.num_tokens - work.num_draft + len(tokens) - 1, len(seq.token_ids)
@@ -474,61 +390,9 @@ class Scheduler:
             if seq.first_token_s is None:
                 seq.first_token_s = now_s
             if reason is not None:
-                self._retire(seq, reason, now_s)
+                self._roster.retire(seq, reason, now_s)
             changed.append(seq)
         return changed
-
-    def _append(self, seq: Tracked, tokens: Tokens[int]) -> FinishReason | None:
-        """Append tokens up to the first that ends the sequence; the reason if one does."""
-        known = seq.token_ids
-        room = seq.max_total - len(known)
-        if not seq.stop_ids:
-            known += tokens[:room]
-            return FinishReason.LENGTH if len(tokens) >= room else None
-        earliest = seq.num_prompt + seq.request.sampling.min_tokens
-        for token in tokens[:room]:
-            known.append(token)
-            if token in seq.stop_ids and len(known) >= earliest:
-                return FinishReason.STOP
-        return FinishReason.LENGTH if len(tokens) >= room else None
-
-    def _retire(self, seq: Tracked, reason: FinishReason, now_s: float | None) -> None:
-        """End a sequence wherever it stands. In a static batch its place stays taken until the last member ends."""
-        name = seq.request.request_id
-        del self._sequences[name]
-        if self._running.pop(name, None) is None:
-            del self._waiting[name]
-        elif self.config.in_flight_batching:
-            self._vacate(seq)
-        else:
-            if self._memory.paged:  # neighbours may need the blocks; a slot is of no use to them
-                self._memory.free(seq)
-            self._held.append((seq.slot, seq.block_table))
-            seq.slot, seq.block_table = -1, []
-            if not self._running:
-                self._end_static_batch()
-        seq.status = Status.FINISHED
-        seq.finish_reason = reason
-        seq.finished_s = now_s
-        seq.draft_token_ids = []
-
-    def _vacate(self, seq: Tracked) -> None:
-        """Free a sequence's memory and row."""
-        self._memory.free(seq)
-        self._free_row(seq.slot)
-        seq.slot = -1
-
-    def _end_static_batch(self) -> None:
-        for slot, table in self._held:
-            self._memory.free_table(table)
-            self._free_row(slot)
-        self._held.clear()
-
-    def _free_row(self, slot: int) -> None:
-        heapq.heappush(self._free_rows, slot)
-        self._released.append(slot)
-
-    # ---- integrity --------------------------------------------------------------------------------------------
 
     def check(self) -> None:
         """Every invariant between sequences, rows and blocks; O(sequences + blocks), for tests and idle moments.
@@ -536,12 +400,4 @@ class Scheduler:
         Raises:
             AssertionError: naming what disagrees.
         """
-        running = list(self._running.values())
-        rows = [seq.slot for seq in running] + [slot for slot, _ in self._held] + self._free_rows
-        assert sorted(rows) == list(range(self.config.max_num_seqs)), f"rows lost or shared: {sorted(rows)}"
-        assert not (self._running.keys() & self._waiting.keys()), "a sequence both runs and waits"
-        self._memory.check(running, [table for _, table in self._held])
-        check_accounts(
-            list(self._sequences.values()), running, list(self._waiting.values()), self.config.block_size
-        )
-        assert self._running or not self._held, "a static batch outlived its members"
+        self._roster.check()

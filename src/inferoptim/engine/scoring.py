@@ -18,7 +18,6 @@ from inferoptim.engine.runner import DecoderLike
 from inferoptim.models.batch import Batch
 
 Array = NDArray[np.float64]
-_BLOCK = 16
 _ROWS = 32
 
 
@@ -29,15 +28,22 @@ class Scorer:
         decoder: any; on a GPU or CPU.
         max_tokens: longest sequence.
         kv_quantization: of the cache, as in `EngineConfig`.
+        block_size: tokens in one of its blocks.
     """
 
-    def __init__(self, decoder: DecoderLike, max_tokens: int, kv_quantization: str = "none") -> None:
+    def __init__(
+        self,
+        decoder: DecoderLike,
+        max_tokens: int,
+        kv_quantization: str = "none",
+        block_size: int = 16,
+    ) -> None:
         self._decoder = decoder
-        self._blocks = -(-max_tokens // _BLOCK)
+        self._blocks = -(-max_tokens // block_size)
         self._kv = allocate_kv_cache(
             decoder.spec,
             self._blocks,
-            _BLOCK,
+            block_size,
             model_dtype=decoder.dtype,
             device=decoder.device,
             kv_quantization=kv_quantization,
@@ -62,6 +68,7 @@ class Scorer:
             logit_rows_R=positions,
             max_query_len=length,
             max_context_len=length,
+            contiguous=True,
         )
         return self._decoder.forward(batch, self._kv).float()
 
