@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,8 @@ import torch
 
 from benchmarks.gpu.shapes import Case, hf_config
 from benchmarks.gpu.speed import engine, run_once
+from inferoptim.errors import UnsupportedError
+from inferoptim.hardware.gpu_meter import GpuMeter
 
 CASES = (Case(1, 100, 200), Case(32, 100, 200))
 OFF: dict[str, Any] = {
@@ -32,31 +36,22 @@ def side(who: str, requests: int, warm: int, repeats: int) -> dict[str, Any]:
     return engine_side(case, "bf16" if who == "off" else who, warm, repeats, who != "off")
 
 
-def held_bytes() -> int:
-    """What this process holds of the card, its libraries included. Source: NVML, nvmlDeviceGetComputeRunningProcesses."""
-    import os
-
-    import pynvml
-
-    handle = _handle()
-    found = [
-        p.usedGpuMemory for p in pynvml.nvmlDeviceGetComputeRunningProcesses(handle) if p.pid == os.getpid()
-    ]
-    return int(found[0] or 0) if found else 0
+@cache
+def _meter() -> GpuMeter:
+    return GpuMeter(str(torch.cuda.get_device_properties(0).uuid))
 
 
-def _handle() -> Any:
-    import pynvml
-
-    pynvml.nvmlInit()
-    return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
+def held_bytes() -> int | None:
+    """What this process holds of the card, its libraries included; None where the driver does not tell."""
+    return _meter().read({os.getpid()}).process_memory_bytes
 
 
 def energy_j() -> float:
-    """The card's energy counter. Source: NVML, nvmlDeviceGetTotalEnergyConsumption, in millijoules."""
-    import pynvml
-
-    return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(_handle())) / 1e3
+    """The card's energy since the first call."""
+    joules = _meter().energy_j()
+    if joules is None:
+        raise UnsupportedError("this card has no energy counter")
+    return joules
 
 
 def timed(run: Callable[[], object], warm: int, repeats: int, tokens: int) -> dict[str, Any]:

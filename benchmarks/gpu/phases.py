@@ -74,10 +74,15 @@ def beside(args: argparse.Namespace, keep: Keep) -> None:
             continue
         print(
             f"{name:<32} {seen['median_s']:.4f} s ({seen['min_s']:.4f}-{seen['max_s']:.4f}, {seen['runs']} runs), "
-            f"{seen['output_tokens_per_s']:.0f} tok/s, held {seen['held_bytes'] / 1e9:.2f} GB (tensors {seen['peak_bytes'] / 1e9:.2f}), "
+            f"{seen['output_tokens_per_s']:.0f} tok/s, held {gigabytes(seen['held_bytes'])} (tensors {seen['peak_bytes'] / 1e9:.2f}), "
             f"{seen['power_w']:.0f} W, {seen['energy_mj_per_output_token']:.1f} mJ/token",
             flush=True,
         )
+
+
+def gigabytes(value: float | None) -> str:
+    """Bytes for a person."""
+    return "not measured" if value is None else f"{value / 1e9:.2f} GB"
 
 
 def start(args: argparse.Namespace, keep: Keep) -> None:

@@ -1,15 +1,9 @@
-"""What the bench does on a GPU, as far as it can be seen without one: NVML's meters and the gate for 16-bit kernels.
-
-`StandInNvml` is not NVML: it answers the calls of `GpuMeter` with fixed figures.
-"""
+"""What the bench does on a GPU, as far as it can be seen without one: the gate for 16-bit kernels."""
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -20,68 +14,9 @@ from inferoptim.bench.levers import Configuration
 from inferoptim.bench.plan import QualityPlan, make_plan
 from inferoptim.bench.process import WorkerProcess
 from inferoptim.bench.quality import Choices, choices_record, logits_record
-from inferoptim.bench.telemetry import GpuMeter, Sampler
 from inferoptim.bench.worker import Worker
 from inferoptim.config import EngineConfig
 from tests.tiny import save_tiny_llama, tiny_tokenizer
-
-
-class StandInNvml:
-    NVML_CLOCK_SM = 1
-
-    class NVMLError(Exception):
-        pass
-
-    def __init__(self, pids: dict[int, int | None]) -> None:
-        self.pids, self.millijoules, self.uuid = pids, 1_000.0, ""
-
-    def nvmlInit(self) -> None: ...
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
-        self.uuid = uuid
-        return "handle"
-
-    def nvmlDeviceGetTotalEnergyConsumption(self, _handle: str) -> float:
-        self.millijoules += 500
-        return self.millijoules
-
-    def nvmlDeviceGetComputeRunningProcesses(self, _handle: str) -> list[Any]:
-        return [SimpleNamespace(pid=pid, usedGpuMemory=used) for pid, used in self.pids.items()]
-
-    def nvmlDeviceGetPowerUsage(self, _handle: str) -> int:
-        return 250_000
-
-    def nvmlDeviceGetClockInfo(self, _handle: str, _kind: int) -> int:
-        return 1980
-
-    def nvmlDeviceGetCurrentClocksThrottleReasons(self, _handle: str) -> int:
-        raise self.NVMLError
-
-
-def meter(monkeypatch: pytest.MonkeyPatch, pids: dict[int, int | None]) -> GpuMeter:
-    monkeypatch.setitem(sys.modules, "pynvml", StandInNvml(pids))
-    return GpuMeter("abc")
-
-
-def test_memory_is_of_the_processes_measured_and_what_nvml_lacks_is_left_out(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    found = meter(monkeypatch, {os.getpid(): 70, 2: 900})
-    assert found.sample({os.getpid()}) == {
-        "gpu_memory_bytes": 70, "gpu_power_w": 250.0, "gpu_sm_clock_mhz": 1980.0,
-    }  # fmt: skip
-    assert cast(Any, found)._nvml.uuid == "GPU-abc"
-    assert "gpu_memory_bytes" not in meter(monkeypatch, {2: 900}).sample({1})  # not 0: it was not seen
-    assert "gpu_memory_bytes" not in meter(monkeypatch, {1: None}).sample({1})
-
-
-def test_a_run_has_the_energy_between_its_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    sampler = Sampler(object(), 10.0, meter(monkeypatch, {}))
-    sampler.start()
-    seen = sampler.stop()
-    assert seen.energy_j == pytest.approx(0.5)
-    assert seen.peak_rss_bytes is not None
-    assert seen.peak_rss_bytes > 0
 
 
 class InProcess:

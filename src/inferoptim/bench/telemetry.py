@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
 
+from inferoptim.hardware.gpu_meter import GpuMeter, GpuReading
 from inferoptim.targets.base import KVMeter
 
 
@@ -86,7 +87,7 @@ class Sampler:
                 {k: usage[k] for k in ("kv_used_tokens", "kv_reserved_tokens", "running", "waiting")}
             )
         if self._gpu is not None:
-            sample.update(self._gpu.sample({p.pid for p in self._processes}))
+            sample.update(_gpu_fields(self._gpu.read({p.pid for p in self._processes})))
         self._out.samples.append(sample)
 
     def _cpu_time(self) -> float:
@@ -105,52 +106,15 @@ class Sampler:
                 yield ask(process)
 
 
-class GpuMeter:
-    """NVML's view of one GPU, found by UUID: indices differ between NVML and CUDA_VISIBLE_DEVICES."""
-
-    def __init__(self, uuid: str) -> None:
-        import pynvml
-
-        self._nvml = pynvml
-        pynvml.nvmlInit()
-        name = uuid if uuid.startswith("GPU-") else f"GPU-{uuid}"
-        self._handle = pynvml.nvmlDeviceGetHandleByUUID(name)
-
-    def energy_j(self) -> float | None:
-        """The board's energy counter since the driver was loaded, joules; None where the card has none."""
-        with suppress(self._nvml.NVMLError):
-            return float(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)) / 1000.0
-        return None
-
-    def sample(self, pids: Collection[int]) -> dict[str, Any]:
-        """Memory of these processes, and the card's power, clock and throttling now; what NVML does not say is left out.
-
-        The memory in use on the whole card would count every configuration that is loaded beside this one.
-        """
-        nvml, handle = self._nvml, self._handle
-        out: dict[str, Any] = {}
-        with suppress(nvml.NVMLError):
-            held = [
-                p.usedGpuMemory for p in nvml.nvmlDeviceGetComputeRunningProcesses(handle) if p.pid in pids
-            ]
-            if held and None not in held:
-                out["gpu_memory_bytes"] = int(sum(held))
-        with suppress(nvml.NVMLError):
-            out["gpu_power_w"] = nvml.nvmlDeviceGetPowerUsage(handle) / 1000.0
-        with suppress(nvml.NVMLError):
-            out["gpu_sm_clock_mhz"] = float(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM))
-        with suppress(nvml.NVMLError):
-            out["gpu_throttle_reasons"] = int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
-        return out
+# field of `TelemetrySample` ← field of `GpuReading`. The memory in use on the whole card would count every configuration that
+# is loaded beside this one.
+_GPU_FIELDS = {
+    "gpu_memory_bytes": "process_memory_bytes", "gpu_power_w": "power_w", "gpu_sm_clock_mhz": "sm_clock_mhz",
+    "gpu_throttle_reasons": "throttle_reasons",
+}  # fmt: skip
 
 
-def open_gpu_meter(device: str) -> GpuMeter | None:
-    """A meter for the current CUDA device; None on a CPU, without NVML, or where NVML does not know the card."""
-    if device != "cuda":
-        return None
-    try:
-        import torch
-
-        return GpuMeter(str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid))
-    except Exception:  # whatever a driver or a missing library raises: then there is no meter
-        return None
+def _gpu_fields(reading: GpuReading) -> dict[str, Any]:
+    """What the GPU said; what it did not say is left out."""
+    found = {name: getattr(reading, source) for name, source in _GPU_FIELDS.items()}
+    return {name: value for name, value in found.items() if value is not None}

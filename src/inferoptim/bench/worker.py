@@ -24,7 +24,7 @@ from inferoptim.targets.base import Target, TargetInfo, TargetRequest, TargetRes
 
 if TYPE_CHECKING:
     from inferoptim.bench.quality import Choices, Comparison
-    from inferoptim.bench.telemetry import GpuMeter
+    from inferoptim.hardware.gpu_meter import GpuMeter
 
 
 @dataclass(slots=True)
@@ -59,13 +59,11 @@ class Worker:
 
     def load(self, target: str, settings: Mapping[str, Any]) -> TargetInfo:
         """Construct and load the target."""
-        from inferoptim.bench.telemetry import open_gpu_meter
-
         if self._target is not None:
             self._target.close()
         self._target, self._remote = make_target(target, settings), target == "openai_http"
         info = self._target.load()
-        self._gpu = open_gpu_meter(str(info.settings.get("device", settings.get("device", ""))))
+        self._gpu = _open_gpu_meter(str(info.settings.get("device", settings.get("device", ""))))
         return info
 
     def set_case(self, name: str, requests: list[TargetRequest], concurrency: int | None) -> None:
@@ -178,6 +176,16 @@ class Worker:
     def _loaded(self) -> Target:
         assert self._target is not None, "load() comes first"
         return self._target
+
+
+def _open_gpu_meter(device: str) -> GpuMeter | None:
+    """A meter of the current CUDA device; None on a CPU and where NVML has none."""
+    if device != "cuda":
+        return None
+    from inferoptim.hardware.gpu_meter import cuda_uuids, open_gpu_meters
+
+    meters = open_gpu_meters(cuda_uuids())
+    return meters[0] if meters else None
 
 
 def make_target(name: str, settings: Mapping[str, Any]) -> Target:

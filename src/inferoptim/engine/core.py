@@ -36,6 +36,7 @@ from inferoptim.engine.scoring import Scorer
 from inferoptim.engine.speculative import DraftModelProposer, PromptLookupProposer, Proposer, Speculator
 from inferoptim.engine.step import StepPlan, StepResult
 from inferoptim.errors import CapacityError, RequestError, UnsupportedError
+from inferoptim.hardware.gpu_meter import cuda_uuids
 from inferoptim.models.hub import ModelFiles, resolve_model
 
 _log = logging.getLogger(__name__)
@@ -357,6 +358,7 @@ class EngineCore:
             "model_revision": self.files.revision,
             "model_fingerprint": self.files.fingerprint,
             "device": str(self.device),
+            "gpu_uuids": cuda_uuids(self.device.index) if self.device.type == "cuda" else [],
             "dtype": str(self._decoder.dtype).removeprefix("torch."),
             "decoder": type(self._decoder).__name__,
             "num_threads": getattr(self._decoder, "num_threads", None) or torch.get_num_threads(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import psutil
@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from inferoptim import __version__
-from inferoptim.serving.gpu import GpuReader
+from inferoptim.hardware.gpu_meter import GpuMeter
 from inferoptim.serving.metrics import Histogram, Metrics
 
 PREFIX = "inferoptim_"
@@ -77,7 +77,7 @@ class Exporter(Collector):
         model: the served model's name, a label of vLLM's metrics.
         engine_pid: process id of the engine, if there is one.
         alias: also write vLLM's names.
-        gpus: the NVIDIA driver's readings; None without it.
+        gpus: a meter for each GPU that the engine uses; those that are there at a scrape are read.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Exporter(Collector):
         engine_pid: Callable[[], int | None],
         *,
         alias: bool,
-        gpus: GpuReader | None,
+        gpus: Sequence[GpuMeter],
     ) -> None:
         self._metrics, self._model, self._engine_pid = metrics, model, engine_pid
         self._alias, self._gpus = alias, gpus
@@ -105,8 +105,8 @@ class Exporter(Collector):
         yield from self._requests()
         yield from self._money()
         yield from self._processes()
-        if self._gpus is not None:
-            yield from self._gpu_metrics(self._gpus)
+        if self._gpus:
+            yield from self._gpu_metrics()
         if self._alias:
             yield from self._vllm()
 
@@ -229,9 +229,12 @@ class Exporter(Collector):
         yield from (memory, files, cpu)
         yield _gauge("server_tasks", "Tasks of the server's event loop.", len(_tasks()))
 
-    def _gpu_metrics(self, gpus: GpuReader) -> Iterator[Metric]:
+    def _gpu_metrics(self) -> Iterator[Metric]:
         power = GaugeMetricFamily(PREFIX + "gpu_power_watts", "Power draw.", labels=["gpu", "uuid"])
         used = GaugeMetricFamily(PREFIX + "gpu_memory_used_bytes", "Memory in use.", labels=["gpu", "uuid"])
+        own = GaugeMetricFamily(
+            PREFIX + "gpu_process_memory_bytes", "Memory that the engine holds.", labels=["gpu", "uuid"]
+        )
         total = GaugeMetricFamily(
             PREFIX + "gpu_memory_total_bytes", "Memory of the GPU.", labels=["gpu", "uuid"]
         )
@@ -241,24 +244,29 @@ class Exporter(Collector):
             labels=["gpu", "uuid"],
         )
         energy = CounterMetricFamily(
-            PREFIX + "gpu_energy_joules", "Energy since the server started.", labels=["gpu", "uuid"]
+            PREFIX + "gpu_energy_joules", "Energy since the model was loaded.", labels=["gpu", "uuid"]
         )
-        joules: float | None = None
-        for reading in gpus.read():
+        joules: list[float | None] = []
+        pid = self._engine_pid()
+        for meter in self._gpus:
+            reading = meter.read(() if pid is None else (pid,))
             labels = [str(reading.index), reading.uuid]
             for family, value in (
                 (power, reading.power_w),
                 (used, reading.memory_used_bytes),
+                (own, reading.process_memory_bytes),
                 (total, reading.memory_total_bytes),
                 (load, reading.utilization),
                 (energy, reading.energy_j),
             ):
                 if value is not None:
                     family.add_metric(labels, value)
-            if reading.energy_j is not None:
-                joules = (joules or 0.0) + reading.energy_j
-        yield from (power, used, total, load, energy)
-        cost = None if joules is None else self._metrics.ledger.energy_usd(joules)
+            joules.append(reading.energy_j)
+        yield from (family for family in (power, used, own, total, load, energy) if family.samples)
+        measured = [j for j in joules if j is not None]
+        if len(measured) < len(joules):
+            return  # the cost of some of the GPUs is not the cost
+        cost = self._metrics.ledger.energy_usd(sum(measured))
         if cost is not None:
             yield _counter("energy_cost_usd", "Cost of the measured energy at the stated price.", cost)
 

@@ -16,6 +16,7 @@ import uvicorn
 
 from inferoptim.config import EngineConfig
 from inferoptim.errors import ConfigError, InferOptimError
+from inferoptim.hardware.gpu_meter import GpuMeter, open_gpu_meters
 from inferoptim.models.hub import resolve_model
 from inferoptim.models.tokenizer import load_tokenizer
 from inferoptim.serving.access_log import AccessLog
@@ -25,7 +26,6 @@ from inferoptim.serving.auth import ApiKeys
 from inferoptim.serving.engine_client import EngineClient
 from inferoptim.serving.engine_process import ENGINE_CORE
 from inferoptim.serving.exporter import Exporter
-from inferoptim.serving.gpu import GpuReader
 from inferoptim.serving.http_protocol import BoundedProtocol
 from inferoptim.serving.metrics import Metrics
 from inferoptim.serving.money import Ledger, Prices
@@ -112,6 +112,12 @@ async def _serve(
         failure.append(error)
         stop.set()
 
+    gpus: list[GpuMeter] = []
+
+    def loaded() -> None:
+        gpus.extend(open_gpu_meters(metrics.info.get("gpu_uuids", ())))
+        on_ready(announcement)
+
     ledger = Ledger(Prices(settings.usd_per_hour, settings.usd_per_kwh), settings.max_tenants)
     metrics = Metrics(ledger)
     engine = EngineClient(
@@ -120,7 +126,7 @@ async def _serve(
         metrics,
         core_options=core_options,
         restart=settings.on_engine_death == "restart",
-        on_ready=lambda: on_ready(announcement),
+        on_ready=loaded,
         on_down=engine_down,
     )
     host, port = sock.getsockname()[:2]
@@ -135,7 +141,7 @@ async def _serve(
         settings.served_model_names[0],
         lambda: engine.pid,
         alias=settings.metrics_alias == "vllm",
-        gpus=GpuReader.create(),
+        gpus=gpus,
     )
     server = _Listener(
         uvicorn.Config(
