@@ -43,7 +43,7 @@ class HostEvent:
 
 def use_cuda_path_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on an engine on the CPU runs the CUDA decoder and runner."""
-    from inferoptim.engine import core, cuda_runner, loading
+    from inferoptim.engine import assembly, cuda_runner, loading
     from inferoptim.kernels.triton import attention
     from inferoptim.models import cuda
 
@@ -70,7 +70,7 @@ def use_cuda_path_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         attention, "num_splits", lambda rows, heads: 2
     )  # the interpreter takes its time for each
     monkeypatch.setattr(loading, "_compile", compile_)
-    monkeypatch.setattr(core, "Runner", HostRunner)
+    monkeypatch.setattr(assembly, "Runner", HostRunner)
 
 
 def generate(model: Path, **fields: object) -> list[list[int]]:
