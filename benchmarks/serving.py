@@ -114,11 +114,13 @@ class Server:
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         self.port = 0
+        self.engine: dict[str, Any] = {}
         for line in self.process.stdout:
             said = json.loads(line)
             if said["event"] == "bound":
                 self.port = int(said["url"].rpartition(":")[2])
             elif said["event"] == "ready":
+                self.engine = said["engine"]
                 return
         raise SystemExit("the server did not start")
 

@@ -84,7 +84,9 @@ def main() -> int:
         "--phases", default="parity,agreement,ceilings,beside,speed", help=f"also {', '.join(PHASES)}"
     )
     parser.add_argument(
-        "--model", default="smollm2-135m", help="the real model of the phases real and speculation"
+        "--model",
+        default="smollm2-135m",
+        help="the real model of the phases real and speculation; serve takes it where it is a file or folder",
     )
     parser.add_argument(
         "--artefact", type=Path, action="append", default=[], help="an artefact to try in vLLM; repeatable"

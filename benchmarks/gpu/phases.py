@@ -210,6 +210,47 @@ def traffic(args: argparse.Namespace, keep: Keep) -> bool:
     return good
 
 
+def serve(args: argparse.Namespace, keep: Keep) -> bool:
+    """`inferoptim serve` as a process: speed over HTTP, and whether its metrics are true."""
+    fields = {name: value for name, _, value in (pair.partition("=") for pair in args.set)}
+    with tempfile.TemporaryDirectory() as folder:
+        where = args.model
+        if not Path(where).exists():  # nothing is downloaded: random weights, of TinyLlama's shape
+            where = folder
+            call("start", "write_model", where=folder)
+        seen = call("serve", "measure", where=where, fields=fields)
+        keep("served", seen)
+        print(_served(seen), flush=True)
+        beside = call(
+            "serve", "in_process", where=where, fields={k: json.loads(v) for k, v in fields.items()}
+        )
+        keep("in_process", beside)
+    if "error" in beside:
+        print(f"in process: {beside['error']}")
+    else:
+        ratio = seen.get("output_tokens_per_s", float("nan")) / beside["output_tokens_per_s"]
+        print(
+            f"in process: {beside['output_tokens_per_s']:.0f} tok/s; over HTTP {ratio:.1%} of that",
+            flush=True,
+        )
+    return "error" not in seen and not seen["failed"]
+
+
+def _served(seen: dict[str, Any]) -> str:
+    if "error" in seen:
+        return f"FAIL serve: {seen['error']}"
+    lines = [
+        f"{'FAIL' if seen['failed'] else 'ok  '} serve {seen['case']}: {seen['output_tokens_per_s']:.0f} tok/s over HTTP, "
+        f"{seen['tokens_per_event']:.1f} tokens an event; first token {seen['ttft_s'] * 1e3:.1f} ms, alone "
+        f"{seen['ttft_alone_s'] * 1e3:.1f} ms; gap {seen['gap_p50_s'] * 1e3:.2f} ms, P99 {seen['gap_p99_s'] * 1e3:.2f}; "
+        f"ready after {seen['start_s']:.1f} s, stopped in {seen['stop_s']:.1f} s with status {seen['exit_status']}"
+    ]
+    for moment in ("busy", "after"):
+        found = ", ".join(f"{name} {value:.6g}" for name, value in seen[f"metrics_{moment}"].items())
+        lines.append(f"     {moment}: {found}")
+    return "\n".join(lines + [f"       {problem}" for problem in seen["failed"]])
+
+
 def sanitizer(args: argparse.Namespace, keep: Keep) -> bool:
     """The kernels' checks on small shapes under compute-sanitizer, both tools and all checks at once."""
     tool = shutil.which("compute-sanitizer")
@@ -252,5 +293,5 @@ def _short(result: dict[str, Any]) -> str:
 # a phase that found something wrong returns False
 PHASES: dict[str, Callable[[argparse.Namespace, Keep], bool | None]] = {
     "start": start, "beside": beside, "real": real, "speculation": speculation, "vllm": vllm, "traffic": traffic,
-    "sanitizer": sanitizer,
+    "sanitizer": sanitizer, "serve": serve,
 }  # fmt: skip

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from benchmarks.gpu import phases
+from benchmarks.gpu import phases, serve
+
+from tests.server import save_tiny_chat_model
 
 CASE = {
     "times_s": [0.5, 0.6],
@@ -17,6 +20,11 @@ CASE = {
     "output_tokens_per_s": 360.0,
     "energy_mj_per_output_token": 9.0,
 }
+SERVED = {
+    "case": "32x100+200", "output_tokens_per_s": 11520.0, "tokens_per_event": 1.5, "ttft_s": 0.02, "ttft_alone_s": 0.004,
+    "gap_p50_s": 0.0021, "gap_p99_s": 0.006, "start_s": 12.0, "stop_s": 0.4, "exit_status": 0,
+    "metrics_busy": {"gpu_power_watts": 410.0}, "metrics_after": {"cost_usd_total": 0.001}, "failed": ["no power"],
+}  # fmt: skip
 
 
 def answer(module: str, function: str, **arguments: Any) -> dict[str, Any]:
@@ -29,6 +37,10 @@ def answer(module: str, function: str, **arguments: Any) -> dict[str, Any]:
         return {"result": [run]}
     if module == "traffic":
         return {"steps": 7, "failed": ["a leak"] if function == "out_of_memory" else []}
+    if module == "serve" and function == "in_process":
+        return {"times_s": [0.5], "output_tokens_per_s": 12800.0}
+    if module == "serve":
+        return SERVED
     if function == "side":
         return {"error": "no GPU"}
     return {"error": "not asked"} if function in ("measure", "reference") else {"result": 1}
@@ -42,6 +54,7 @@ def arguments(**fields: Any) -> argparse.Namespace:
         "repeats": 2,
         "limit_s": 9.0,
         "model": "m",
+        "set": [],
     }
     return argparse.Namespace(**{**fixed, "workers": 1, "seconds": 1.0, **fields})
 
@@ -81,11 +94,35 @@ def test_every_result_is_kept_before_it_is_printed(
         assert "ok   traffic: {'steps': 7}" in printed
         assert "FAIL out_of_memory" in printed
         assert "a leak" in printed
+    elif name == "serve":
+        assert good is False
+        assert set(kept) == {"served", "in_process"}
+        assert "FAIL serve 32x100+200: 11520 tok/s over HTTP" in printed
+        assert "busy: gpu_power_watts 410" in printed
+        assert "no power" in printed
+        assert "over HTTP 90.0% of that" in printed
     elif name == "sanitizer":
         assert good is False
         assert "compute-sanitizer is not installed" in printed
     else:
         assert f"{name}: not asked" in printed
+
+
+def test_the_server_is_measured_and_its_metrics_are_held_against_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU, where GPU metrics must be absent."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    where = str(save_tiny_chat_model(tmp_path / "m"))
+    fields = {"kernels": "torch", "num_threads": 1}
+    seen = serve.measure(where, fields, device="cpu", case="4x10+12")
+    assert seen["failed"] == []
+    assert seen["exit_status"] == 0
+    assert seen["output_tokens_per_s"] > 0
+    before = {"generation_tokens_total": 0.0}
+    wrong = list(serve._wrong(seen, before, {}, seen["metrics_after"], sent=3, requests=1, gpu=True))
+    assert "gpu_power_watts is absent under load" in wrong
+    assert any(text.startswith("generation_tokens_total grew by") for text in wrong)
 
 
 def test_a_job_that_cannot_run_says_why() -> None:
