@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 LIMIT_S = 240.0
+TUNE_S = 150.0  # the budget of the tuner's search
 Keep = Callable[[str, dict[str, Any]], None]  # (part, result): stores it at once
 
 
@@ -192,6 +193,24 @@ def vllm(args: argparse.Namespace, keep: Keep) -> None:
             print(f"vllm, {path.name}: {_short(outcome.result())}", flush=True)
 
 
+def tune(args: argparse.Namespace, keep: Keep) -> bool:
+    """The build's tuner on the real model, from nothing and within a budget."""
+    seen = call("tune", "search", limit_s=TUNE_S + LIMIT_S, model=args.model, budget_s=TUNE_S)
+    keep("search", seen)
+    if "error" in seen:
+        print(f"FAIL tune: {seen['error']}")
+        return False
+    print(
+        f"tune: {seen['space']}, {seen['spent_s']:.0f} s of {TUNE_S:.0f}, the second time {seen['again_s']} s"
+    )
+    for trial in seen["trials"]:
+        print(f"  {trial}")
+    print(
+        f"{'FAIL' if seen['failed'] else 'ok  '} tune keeps {seen['settings'] or 'the defaults'} {seen['failed']}"
+    )
+    return not seen["failed"]
+
+
 def traffic(args: argparse.Namespace, keep: Keep) -> bool:
     """Random traffic, and steps without memory."""
     parts: dict[str, dict[str, Any]] = {
@@ -292,6 +311,6 @@ def _short(result: dict[str, Any]) -> str:
 
 # a phase that found something wrong returns False
 PHASES: dict[str, Callable[[argparse.Namespace, Keep], bool | None]] = {
-    "start": start, "beside": beside, "real": real, "speculation": speculation, "vllm": vllm, "traffic": traffic,
+    "start": start, "beside": beside, "real": real, "speculation": speculation, "vllm": vllm, "tune": tune, "traffic": traffic,
     "sanitizer": sanitizer, "serve": serve,
 }  # fmt: skip

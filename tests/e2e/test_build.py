@@ -24,7 +24,6 @@ from inferoptim.models.artefact import engine_fields
 from inferoptim.models.hub import resolve_model
 from inferoptim.models.load import load_decoder
 from inferoptim.models.tokenizer import load_tokenizer
-from inferoptim.quant.checkpoint import dequantised
 from inferoptim.quant.formats import GroupedWeight
 from inferoptim.records.schema import ConfigurationRecord, Interval, MetricSummary, Summary
 from tests.tiny import save_tiny_llama, tiny_tokenizer
@@ -36,6 +35,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "int8": {"quantization": "int8"},
     "int8-weight-only": {"quantization": "int8-weight-only"},
     "int4": {"quantization": "int4-weight-only", "group_size": 32},
+    "int4-zeros": {"quantization": "int4-weight-only", "group_size": 32, "symmetric": False},
     "fp8": {"quantization": "fp8"},
     "fp8-static": {"quantization": "fp8", "granularity": "tensor", "activations": "static"},
 }
@@ -95,8 +95,8 @@ def test_transformers_loads_what_was_built_and_computes_the_same(
         assert (expected - source).norm() < 1.8 * (got - source).norm()
     else:
         assert error < 2e-3, error
-    if (
-        name == "int4"
+    if name.startswith(
+        "int4"
     ):  # the same integers, kept in groups; the inputs' rounding is what is left of the difference
         kept = load_decoder(out, device=torch.device("cpu"), dtype=torch.float32, quantization="int4")
         assert all(isinstance(layer.down, GroupedWeight) for layer in kept.weights.layers)
@@ -117,24 +117,6 @@ def test_products_above_the_limit_stay_dense_and_are_ignored_by_other_engines(
     assert len(config["ignore"]) > 1
     assert kept.memory.tensors_bytes == kept.memory.predicted_tensors_bytes > free.memory.tensors_bytes
     assert LLM(EngineConfig.create(model=str(tmp_path / "kept"))).generate("The quick").token_ids
-
-
-def test_zero_points_are_stored_as_compressed_tensors_stores_them(model: Path, tmp_path: Path) -> None:
-    # compared module by module: transformers 5.23 with compressed-tensors 0.20 refuses any packed zero point by its shape
-    from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor
-    from compressed_tensors.quantization import QuantizationScheme
-
-    artefact = build_artefact(request(model, tmp_path / "built", {**RECIPES["int4"], "symmetric": False}))
-    assert artefact.memory.tensors_bytes == artefact.memory.predicted_tensors_bytes
-    stored = load_file(tmp_path / "built" / "model.safetensors")
-    config = json.loads((tmp_path / "built" / "config.json").read_text())["quantization_config"]
-    scheme = QuantizationScheme.model_validate(next(iter(config["config_groups"].values())))
-    decoder = load_decoder(tmp_path / "built", device=torch.device("cpu"), dtype=torch.float32)
-    module = "model.layers.1.mlp.down_proj."
-    parts = {n.removeprefix(module): t for n, t in stored.items() if n.startswith(module)}
-    theirs = PackedQuantizationCompressor.decompress(parts, scheme)["weight"]
-    ours = dequantised(decoder.weights.layers[1].down, torch.float32).weight
-    torch.testing.assert_close(ours, theirs.float(), rtol=1e-2, atol=1e-5)  # theirs in the scales' type
 
 
 def test_the_most_sensitive_products_stay_dense_up_to_the_share(model: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from benchmarks.gpu import phases, serve
+from benchmarks.gpu import phases, serve, tune
 
 from tests.server import save_tiny_chat_model
 
@@ -43,7 +43,7 @@ def answer(module: str, function: str, **arguments: Any) -> dict[str, Any]:
         return SERVED
     if function == "side":
         return {"error": "no GPU"}
-    return {"error": "not asked"} if function in ("measure", "reference") else {"result": 1}
+    return {"error": "not asked"} if function in ("measure", "reference", "search") else {"result": 1}
 
 
 def arguments(**fields: Any) -> argparse.Namespace:
@@ -123,6 +123,23 @@ def test_the_server_is_measured_and_its_metrics_are_held_against_the_work(
     wrong = list(serve._wrong(seen, before, {}, seen["metrics_after"], sent=3, requests=1, gpu=True))
     assert "gpu_power_watts is absent under load" in wrong
     assert any(text.startswith("generation_tokens_total grew by") for text in wrong)
+
+
+def test_the_search_of_a_gpu_runs_from_nothing_and_is_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the CPU: its trials are what a GPU's are, less the graphs."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(tune, "LIMITS", {"max_batch_size": 2, "max_input_len": 16, "max_output_len": 4})
+    where = str(save_tiny_chat_model(tmp_path / "m"))
+    fields = {"kernels": "torch", "num_threads": 1, "max_num_batched_tokens": 64}
+    seen = tune.search(where, 100.0, engine=fields)
+    assert seen["failed"] == []
+    assert set(seen["space"]) == {"block_size", "max_num_seqs"}
+    assert {trial.get("max_num_seqs") for trial in seen["trials"]} == {None, 8, 16, 64, 128}
+    monkeypatch.setattr(phases, "call", lambda *_args, **_fields: seen)
+    assert phases.PHASES["tune"](arguments(), lambda _part, _result: None)
+    assert f"{seen['trials'][-1]}" in capsys.readouterr().out
 
 
 def test_a_job_that_cannot_run_says_why() -> None:

@@ -20,6 +20,10 @@ _FORMAT = {
     "int8-weight-only": "pack-quantized",
     "int4-weight-only": "pack-quantized",
 }
+# How transformers is asked to load. Left to itself it makes empty parameters first, by compressing a model without data, and
+# there compressed-tensors (0.20) leaves zero points unpacked: [N, G] where every checkpoint has [N / 8, G], which is refused.
+# Dequantised while they load, the same files are read as they were written. vLLM ignores the field.
+_LOADING: dict[bool, dict[str, bool]] = {True: {}, False: {"dequantize": True}}
 
 
 def compressed_tensors_config(
@@ -46,6 +50,7 @@ def compressed_tensors_config(
         "config_groups": {} if recipe.quantization == "none" else _groups(recipe, spec),
         "ignore": ignore,
         "kv_cache_scheme": _kv(recipe),
+        **_LOADING[recipe.symmetric],
     }
 
 

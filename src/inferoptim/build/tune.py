@@ -1,9 +1,10 @@
 """The tuner: engine settings tried on this machine within a time budget, one after the other, the better one kept.
 
 What is searched: the token budget of a step (the chunk size), the block size of the KV-cache, on a CPU the threads, on a
-GPU the most sequences of a step (the top of the ladder of captured graphs). Found settings are remembered by machine,
-software and model shape. Trials run in a process of their own, which is ended when the budget is: neither a slow load nor
-a setting that crashes can overrun it or take the build with it.
+GPU the most sequences of a step (the top of the ladder of captured graphs). What is not: the shapes of kernels and how many
+parts attention splits a context into; the kernels choose both from the shapes of a step, the engine has no setting for them.
+Found settings are remembered by machine, software and model shape. Trials run in a process of their own, which is ended when
+the budget is: neither a slow load nor a setting that crashes can overrun it or take the build with it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from inferoptim.records.writer import write_atomic
 _RUNS = 2  # of a trial, the better counts: the first pays for what is lazy
 Progress = Callable[[str, int, int], None]
 Settings = dict[str, Any]
+Space = Mapping[str, tuple[int, ...]]  # setting → values to try
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class TuneRequest:
     budget_s: float
 
 
-def search_space(engine: Mapping[str, Any], *, cuda: bool, cores: int) -> dict[str, tuple[int, ...]]:
+def search_space(engine: Mapping[str, Any], *, cuda: bool, cores: int) -> Space:
     """Setting → values to try against the engine's default; what `engine` fixes already is not searched."""
     space: dict[str, tuple[int, ...]] = {
         "max_num_batched_tokens": (512, 1024, 4096),
@@ -58,9 +60,14 @@ def search_space(engine: Mapping[str, Any], *, cuda: bool, cores: int) -> dict[s
     return {name: values for name, values in space.items() if name not in engine and values}
 
 
-def tune(request: TuneRequest, progress: Progress | None = None) -> Tuning:
-    """Search within the budget; a remembered result costs nothing."""
-    space = search_space(request.engine, cuda=torch.cuda.is_available(), cores=usable_cores())
+def tune(request: TuneRequest, progress: Progress | None = None, space: Space | None = None) -> Tuning:
+    """Search within the budget; a remembered result costs nothing.
+
+    Args:
+        space: what to search; None = what this machine has.
+    """
+    if space is None:
+        space = search_space(request.engine, cuda=torch.cuda.is_available(), cores=usable_cores())
     memory = _memory(request, space)
     if (remembered := _remembered(memory)) is not None:
         return remembered
@@ -87,7 +94,7 @@ def tune(request: TuneRequest, progress: Progress | None = None) -> Tuning:
     return tuning
 
 
-def _search(request: TuneRequest, space: Mapping[str, tuple[int, ...]], send: Connection) -> None:
+def _search(request: TuneRequest, space: Space, send: Connection) -> None:
     """One setting after the other, each beside the best so far; every trial is sent as it ends."""
     best: Settings = {}
     rate = _trial(request, best)
@@ -109,7 +116,7 @@ def _trial(request: TuneRequest, settings: Settings) -> float:
     return max(tokens / seconds for tokens, seconds in times)
 
 
-def _memory(request: TuneRequest, space: Mapping[str, tuple[int, ...]]) -> Path:
+def _memory(request: TuneRequest, space: Space) -> Path:
     key = {
         "machine": machine(),
         "shape": asdict(read_spec(request.folder)),

@@ -102,7 +102,10 @@ def build(
     tune_budget: Annotated[
         float,
         typer.Option(
-            "--tune-budget", min=0, help="Seconds to search engine settings on this machine; 0: none."
+            "--tune-budget",
+            min=0,
+            help="Seconds to search engine settings on this machine (token budget of a step, block size, threads or, on a GPU, "
+            "most sequences of a step; not kernel shapes); 0: none.",
         ),
     ] = 0.0,
     speed_runs: Annotated[
