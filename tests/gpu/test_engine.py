@@ -98,10 +98,13 @@ def generate(model: Path, **fields: object) -> list[list[int]]:
 def test_the_python_around_the_kernels(
     device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, object]
 ):
+    from inferoptim.models import cuda
+
     save_tiny_llama(tmp_path)
     tiny_tokenizer(tmp_path)
     expected = generate(tmp_path, **fields)
     use_cuda_path_on_cpu(monkeypatch)
+    monkeypatch.setattr(cuda, "_ADDING_ROWS", 9)  # some steps have as many tokens, some have not
     assert generate(tmp_path, **fields) == expected
 
 

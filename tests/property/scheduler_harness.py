@@ -80,6 +80,7 @@ class ModelRunner:
         self.kv: dict[tuple[int, int], int] = {}  # (block, offset) -> hash of the prefix it was computed from
         self.steps = 0
         self.chained: set[int] = set()  # rows whose latest token the device itself chose and holds
+        self.gained: set[int] = set()  # rows that gained a token in the latest step
 
     def execute(self, plan: StepPlan, ahead: bool = False) -> StepResult:
         """Run a plan. `ahead`: it was made before the outcome of the one before it was known."""
@@ -88,10 +89,13 @@ class ModelRunner:
         self._apply(plan)
         chosen = [s.slot for s in plan.sequences]
         if ahead:
-            assert self.chained.issuperset(chosen), "ahead of a token that the host has to choose"
+            assert not (self.gained - self.chained) & set(chosen), (
+                "ahead of a token that the host has to hand on"
+            )
         decodes = all(s.num_tokens == 1 and s.samples and self.rows[s.slot].plain for s in plan.sequences)
         assert decodes or plan.num_steps == 1, "many steps of what the device cannot do alone"
         self.chained = set(chosen) if decodes else set()
+        self.gained = {s.slot for s in plan.sequences if s.samples}
         drafts = dict(plan.draft_tokens)
         assert len(drafts) == len(plan.draft_tokens)
         assert set(drafts) <= {s.slot for s in plan.sequences}
@@ -199,7 +203,8 @@ class Harness:
         self.live: dict[str, Sequence] = {}
         self.ended: dict[str, Sequence] = {}
         self.count = 0
-        self.ahead = 0  # plans made before the outcome of the one before was known
+        self.ahead = 0  # plans of decodes made before the outcome of the one before was known
+        self.prompts_ahead = 0  # plans of prompts
         self.now = 0.0
 
     def arrive(self, prompt: tuple[int, ...], sampling: SamplingParams, salt: int = 0) -> None:
@@ -262,15 +267,26 @@ class Harness:
             self.abort(abort)
         out = [(plan, *self._execute(plan))]
         while out:
-            following = self.scheduler.schedule_ahead(most_steps) if ahead else None
+            following = self.scheduler.schedule_ahead(self.now, most_steps) if ahead else None
             self.scheduler.check()
             if following is not None:
-                assert not following.admitted
                 assert not following.draft_tokens
                 assert 1 <= following.num_steps <= most_steps
-                assert all(s.num_tokens == 1 and s.samples for s in following.sequences)
+                if all(s.num_tokens == 1 and s.samples for s in plan.sequences):
+                    assert not following.admitted
+                    assert all(s.num_tokens == 1 and s.samples for s in following.sequences)
+                    self.ahead += 1
+                else:
+                    assert following.num_steps == 1
+                    assert following.num_tokens <= self.config.max_num_batched_tokens
+                    for seq in (self.live[name] for name in out[-1][2] & self.live.keys()):
+                        longest = min(
+                            seq.num_prompt + seq.request.sampling.max_tokens, self.config.max_model_len
+                        )
+                        assert seq.num_known + 1 >= longest, "its next token waits for others' prompts"
+                    self.prompts_ahead += 1
+                plan = following
                 out.append((following, *self._execute(following, ahead=True)))
-                self.ahead += 1
                 if self.live and self.random.random() < 0.1:
                     self.abort(self.random.choice(sorted(self.live)))
             self._take(*out.pop(0))

@@ -194,3 +194,20 @@ def test_plans_made_ahead(levers: tuple[bool, bool, bool, bool]) -> None:
     harness.drain()
     assert len(harness.ended) > 40
     assert harness.ahead > 40
+
+
+def test_prompts_planned_ahead() -> None:
+    """Prompts longer than a step, most of them for one token: the next part goes out before the last one's outcome."""
+    for lever in (True, False):
+        chance = random.Random(11)
+        harness = Harness(SchedulerConfig(4, 7, 48, 3, prefix_caching=lever), 40, 11)
+        for _ in range(300):
+            while len(harness.live) < 6:
+                rest = tuple(chance.randrange(VOCABULARY) for _ in range(chance.randint(1, 30)))
+                sampling = SamplingParams(temperature=0.0, max_tokens=chance.choice([1, 1, 1, 1, 3]))
+                harness.arrive(chance.choice(PREFIXES) + rest, sampling)
+            leaver = chance.choice(sorted(harness.live)) if chance.random() < 0.1 else None
+            harness.step(abort=leaver, most_steps=4, ahead=True)
+        harness.drain()
+        assert len(harness.ended) > 40
+        assert harness.prompts_ahead > 40

@@ -144,8 +144,8 @@ class EngineCore:
         """
         vocab = self.spec.vocab_size
         named = (*request.prompt_token_ids, *request.sampling.stop_token_ids, *request.sampling.logit_bias)
-        wrong = next((t for t in named if not 0 <= t < vocab), None)
-        if wrong is not None:
+        if named and not 0 <= min(named) <= max(named) < vocab:
+            wrong = next(t for t in named if not 0 <= t < vocab)
             raise RequestError(
                 f"request {request.request_id}: token id {wrong} is outside the vocabulary (0…{vocab - 1})"
             )
@@ -275,7 +275,7 @@ class EngineCore:
             self._launched.append(runner.launch(plan))
         may = not self._none_ahead and (speculator is None or speculator.may_run_ahead())
         if runner.run_ahead and may:
-            ahead = self._scheduler.schedule_ahead(most_steps)
+            ahead = self._scheduler.schedule_ahead(time.perf_counter(), most_steps)
             if ahead is not None:
                 self._launched.append(runner.launch(ahead))
         self._none_ahead = False

@@ -15,7 +15,7 @@ import torch
 
 from inferoptim.engine.runner import StepIndices
 from inferoptim.models.batch import Batch
-from inferoptim.models.cuda import Tiles, tile_arrays
+from inferoptim.models.tiles import Tiles, tile_arrays
 
 _ALIGN = 4  # int32 words
 _TABLE_ALIGN = 16
@@ -73,12 +73,11 @@ class TiledIndices:
 
     indices: StepIndices
     logit_slots: np.ndarray  # int32 [R]: rows of the batch; -1 = the host chooses
-    tile_sequence: np.ndarray
-    tile_start: np.ndarray
+    tiles: tuple[np.ndarray, ...]  # as `tile_arrays` gives them
 
     @classmethod
     def of(cls, indices: StepIndices, logit_slots: np.ndarray, tile_tokens: int) -> TiledIndices:
-        return cls(indices, logit_slots, *tile_arrays(indices.query_start, tile_tokens))
+        return cls(indices, logit_slots, tile_arrays(indices.query_start, tile_tokens, indices.logit_rows))
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
@@ -86,7 +85,7 @@ class TiledIndices:
         i = self.indices
         return (
             i.token_ids, i.positions, i.slot_mapping, i.query_start, i.context_lens, i.logit_rows, self.logit_slots,
-            self.tile_sequence, self.tile_start,
+            *self.tiles,
         )  # fmt: skip
 
 
@@ -153,7 +152,7 @@ class StaticVarlen:
         s = self._max_sequences
         tiles = size // self._tile_tokens + s
         rows = min(size, self.MAX_LOGIT_ROWS)
-        return [size, size, size, s + 1, s, rows, rows, tiles, tiles]
+        return [size, size, size, s + 1, s, rows, rows, *(tiles,) * 4]
 
     def _layout(self, size: int) -> list[int]:
         return [0, *np.cumsum([aligned(n) for n in self._sizes(size)]).tolist()]
@@ -181,7 +180,7 @@ class StaticVarlen:
         view = host.numpy()
         view[:] = 0
         view[layout[2] : layout[3]] = -1  # slots
-        view[layout[6] : layout[8]] = -1  # whose rows of logits and tiles are
+        view[layout[6] : layout[9]] = -1  # whose rows of logits and tiles are
         if step is not None:
             for array, start in zip(step.arrays, layout[:-1], strict=True):
                 view[start : start + array.size] = array

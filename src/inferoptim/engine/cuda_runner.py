@@ -28,7 +28,8 @@ from inferoptim.engine.cuda_sampling import SamplingTable
 from inferoptim.engine.runner import Launched, Runner
 from inferoptim.engine.step import SequenceResult, StepPlan, StepResult
 from inferoptim.models.batch import Batch, KVCache
-from inferoptim.models.cuda import CudaDecoder, DecodeStep, RowState, Tiles
+from inferoptim.models.cuda import CudaDecoder, DecodeStep, RowState
+from inferoptim.models.tiles import Tiles
 
 MAX_BURST = 16  # decode steps in one plan
 _BURST_S = (

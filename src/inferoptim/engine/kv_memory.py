@@ -22,6 +22,7 @@ class Tracked(Sequence):
     stop_ids: frozenset[int] = frozenset()
     on_device: bool = False  # the device alone can choose its tokens
     pending: int = 0  # tokens that plans which are out will give it
+    flying: int = 0  # known tokens of a prompt that plans which are out compute
     chain: list[bytes] = field(default_factory=list)  # names of its first full blocks, for the prefix cache
 
     def append(self, tokens: Tokens[int]) -> FinishReason | None:

@@ -47,7 +47,8 @@ class Draft:
 
     def compute(self, seq: Tracked, num_tokens: int, num_draft: int, samples: bool) -> None:
         self.budget -= num_tokens
-        self.sequences.append(ScheduledSequence(seq.slot, seq.num_computed, num_tokens, num_draft, samples))
+        start = seq.num_computed + seq.flying
+        self.sequences.append(ScheduledSequence(seq.slot, start, num_tokens, num_draft, samples))
         self.members.append(seq)
 
 

@@ -172,25 +172,24 @@ class Scheduler:
         else:
             self._schedule_whole(step)
         assert step.sequences, "work remains, but nothing could be scheduled"
-        for seq in step.members:
-            if seq.first_scheduled_s is None:
-                seq.first_scheduled_s = now_s
         num_steps = 1
         if most_steps > 1 and all(s.num_tokens == 1 for s in step.sequences):
             num_steps = self._extend(step, most_steps, within_end)
-        return self._send_out(step, num_steps)
+        return self._send_out(step, num_steps, now_s)
 
-    def schedule_ahead(self, most_steps: int) -> StepPlan | None:
+    def schedule_ahead(self, now_s: float, most_steps: int) -> StepPlan | None:
         """The plan after the one that is out, before its outcome is known; None when it must be known first.
 
-        It must be known when the latest plan does more than decode on the device alone, when somebody could be admitted, or when
-        blocks are short.
+        After decodes on the device alone, more of them, unless somebody could be admitted or blocks are short. After
+        prompts, more of those, unless somebody has a token then that the host must hand on.
         """
-        if len(self._out) != 1 or (self._roster.waiting and self._roster.free_rows):
+        if len(self._out) != 1:
             return None
         plan, deciding = self._out[0]
-        if any(work.num_tokens > 1 for work in plan.sequences) or not bursts.can_burst(deciding):
-            return None  # the host chooses, or verifies, or computes a prompt
+        if any(work.num_tokens > 1 for work in plan.sequences):
+            return self._prompts_ahead(plan, deciding, now_s)
+        if (self._roster.waiting and self._roster.free_rows) or not bursts.can_burst(deciding):
+            return None  # somebody may join, or the host chooses
         members = [
             seq for seq in self._roster.running.values() if len(seq.token_ids) + seq.pending < seq.max_total
         ]
@@ -206,7 +205,26 @@ class Scheduler:
         step.sequences = [
             ScheduledSequence(seq.slot, seq.num_computed + seq.pending, 1, 0, True) for seq in members
         ]
-        return self._send_out(step, num_steps)
+        return self._send_out(step, num_steps, now_s)
+
+    def _prompts_ahead(self, plan: StepPlan, deciding: Tokens[Tracked], now_s: float) -> StepPlan | None:
+        """Parts of prompts that follow a plan with prompts; None when anybody decodes meanwhile."""
+        if not self.config.chunked_prefill or self._roster.has_released:
+            return None
+        for work, seq in zip(plan.sequences, deciding, strict=True):
+            lives_on = work.samples and len(seq.token_ids) + 1 < seq.max_total
+            if lives_on or work.num_draft or not seq.on_device:
+                return None
+        behind = [
+            seq
+            for seq in self._roster.running.values()
+            if not seq.pending and len(seq.token_ids) - seq.num_computed > seq.flying
+        ]
+        if any(len(seq.token_ids) - seq.num_computed == 1 for seq in behind):
+            return None  # a decode for which the plan that is out had no room: it may need blocks
+        step = Draft(self._limits.tokens)
+        self._compute_prompts(step, behind)
+        return self._send_out(step, 1, now_s) if step.sequences else None
 
     def _extend(self, step: Draft, most_steps: int, within_end: bool) -> int:
         if not bursts.can_burst(step.members):
@@ -217,7 +235,7 @@ class Scheduler:
         step.new_blocks += grown
         return num_steps
 
-    def _send_out(self, step: Draft, num_steps: int) -> StepPlan:
+    def _send_out(self, step: Draft, num_steps: int, now_s: float) -> StepPlan:
         plan = StepPlan(
             step_id=self._num_steps,
             sequences=tuple(step.sequences),
@@ -229,20 +247,16 @@ class Scheduler:
         )
         self._num_steps += 1
         self._scheduled_tokens += plan.num_tokens
-        for work, seq in zip(plan.sequences, step.members, strict=True):
-            if work.num_tokens == 1 and work.samples:
-                seq.pending += num_steps
+        for seq in step.members:
+            if seq.first_scheduled_s is None:
+                seq.first_scheduled_s = now_s
+        _count_out(plan, step.members, 1)
         self._out.append((plan, step.members))
         return plan
 
     def _schedule_chunked(self, step: Draft) -> None:
         """Decodes first, then parts of prompts with what is left of the budget, then newcomers."""
-        for seq in self._schedule_decodes(step):
-            if step.budget == 0:
-                return
-            self._compute_part(step, seq)
-        while step.budget > 0 and (newcomer := self._roster.admit(step)) is not None:
-            self._compute_part(step, newcomer)
+        self._compute_prompts(step, self._schedule_decodes(step))
 
     def _schedule_whole(self, step: Draft) -> None:
         """Prompts whole and alone, decodes when there is none. The first prompt may exceed the budget."""
@@ -265,8 +279,16 @@ class Scheduler:
         if not step.sequences:
             self._schedule_decodes(step)
 
+    def _compute_prompts(self, step: Draft, behind: Tokens[Tracked]) -> None:
+        for seq in behind:
+            if step.budget == 0:
+                return
+            self._compute_part(step, seq)
+        while step.budget > 0 and (newcomer := self._roster.admit(step)) is not None:
+            self._compute_part(step, newcomer)
+
     def _compute_part(self, step: Draft, seq: Tracked) -> None:
-        gap = len(seq.token_ids) - seq.num_computed
+        gap = len(seq.token_ids) - seq.num_computed - seq.flying
         num_tokens = min(gap, step.budget)
         step.compute(seq, num_tokens, 0, samples=num_tokens == gap)
 
@@ -324,9 +346,8 @@ class Scheduler:
         """The newest plan that is out could not be computed. Rows and blocks stay as it says; nobody gained anything."""
         plan, members = self._out.pop()
         self._scheduled_tokens -= plan.num_tokens
-        for work, seq in zip(plan.sequences, members, strict=True):
-            if work.num_tokens == 1 and work.samples:
-                seq.pending -= plan.num_steps
+        _count_out(plan, members, -1)
+        for seq in members:
             seq.draft_token_ids = []
         return plan
 
@@ -361,6 +382,7 @@ class Scheduler:
         assert plan is oldest, "this plan is not the oldest that is out"
         assert result.step_id == plan.step_id, "a result of another step"
         self._limits.step_passed()
+        _count_out(plan, members, -1)
         changed: list[Sequence] = []
         for work, seq, out in zip(plan.sequences, members, result.sequences, strict=True):
             if seq.status is not Status.RUNNING:
@@ -375,8 +397,6 @@ class Scheduler:
             assert 1 <= len(tokens) <= work.num_draft + plan.num_steps, (
                 f"{len(tokens)} tokens from {work.num_draft} drafts in {plan.num_steps} steps"
             )
-            if work.num_tokens == 1:
-                seq.pending -= plan.num_steps
             if work.num_draft:
                 self._draft_proposed += work.num_draft
                 self._draft_accepted += len(tokens) - 1
@@ -401,3 +421,12 @@ class Scheduler:
             AssertionError: naming what disagrees.
         """
         self._roster.check()
+
+
+def _count_out(plan: StepPlan, members: Tokens[Tracked], sign: int) -> None:
+    """Note in its sequences what a plan that goes out will compute and give them (1), or that it no longer will (-1)."""
+    for work, seq in zip(plan.sequences, members, strict=True):
+        if work.num_tokens == 1 and work.samples:
+            seq.pending += sign * plan.num_steps
+        else:
+            seq.flying += sign * (work.num_tokens - work.num_draft)

@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 
 from inferoptim.errors import UnsupportedError
@@ -21,10 +20,17 @@ from inferoptim.kernels.triton.elementwise import Scales
 from inferoptim.kernels.triton.sampling import SamplingRows
 from inferoptim.models.batch import Batch, KVCache, KVLayer
 from inferoptim.models.decoder import Decoder, LayerWeights
+from inferoptim.models.tiles import Tiles, tile_arrays
 from inferoptim.quant.formats import DenseWeight, Fp8Weight, Int8Weight, Linear
 
 _MOST_WIDTH = 65536  # one program holds a row
 _MIN_INT_MM_ROWS = 32  # torch._int_mm wants more than 16 rows
+
+# From this many rows on the product itself adds to the residual: the norm after it then moves half as much.
+_ADDING_ROWS = 512
+_WANTED_SHARE = (
+    4  # a step whose logits are wanted for one token in so many, or fewer, ends with those tokens alone
+)
 
 _FP8_SHRINK = 4096.0  # a power of 2 that keeps unscaled products of float8 values within float16
 
@@ -47,14 +53,6 @@ class DecodeStep:
     rows_R: torch.Tensor  # int32; -1 = padding
     done_R: torch.Tensor  # int32: steps since the host set it to 0
     out: torch.Tensor  # int32 [steps, R]
-
-
-@dataclass(frozen=True, slots=True)
-class Tiles:
-    """Queries of a varlen step cut into tiles; see `attention.varlen_attention`."""
-
-    sequence: torch.Tensor  # int32, -1 = padding
-    start: torch.Tensor  # int32
 
 
 class CudaDecoder:
@@ -113,7 +111,10 @@ class CudaDecoder:
     @torch.inference_mode()
     def forward(self, batch: Batch, kv: KVCache) -> torch.Tensor:
         """Compute a step: writes the KV of its tokens, returns float32 logits [R, V] of the wanted rows."""
-        tiles = make_tiles(batch.query_start.cpu().numpy(), self.tile_tokens, self.device)
+        arrays = tile_arrays(
+            batch.query_start.cpu().numpy(), self.tile_tokens, batch.logit_rows_R.cpu().numpy()
+        )
+        tiles = Tiles(*(torch.from_numpy(array).to(self.device) for array in arrays))
         return self.forward_tiles(batch, kv, tiles).float()
 
     # ---- steps without the host -------------------------------------------------------------------------------
@@ -125,19 +126,27 @@ class CudaDecoder:
 
     def forward_tiles(self, batch: Batch, kv: KVCache, tiles: Tiles) -> torch.Tensor:
         """A varlen step; nothing in it waits for the device. Returns logits [R, V] in the model's type."""
-        spec = self.spec
+        spec, rows = self.spec, batch.logit_rows_R
         b = self._buffers_for(batch.token_ids_T.shape[0])
+        # Of the last layer nothing but the KV is read by later steps: the rest is computed for the wanted rows alone.
+        few = rows if rows.shape[0] * _WANTED_SHARE <= b.x.shape[0] else None
+        last = self.weights.layers[-1]
         elementwise.embed(batch.token_ids_T, self.weights.embedding, b.x)
 
         def attend(layer: LayerWeights, cache: KVLayer, scales: Scales | None) -> None:
             self._rope(b, layer, cache, batch.positions_T, scales, slots_T=batch.slot_mapping_T)
-            attention.varlen_attention(
-                b.qkv, cache, b.attn, num_heads=spec.num_heads, tile_sequence=tiles.sequence, tile_start=tiles.start,
-                query_start=batch.query_start, context_lens=batch.context_lens_S,
-                block_tables=batch.block_tables_SM, window=layer.window,
-            )  # fmt: skip
+            sequence, start = tiles.sequence, tiles.start
+            if few is not None and layer is last:
+                sequence, start = tiles.wanted_sequence, tiles.wanted_start
+            if sequence.shape[0]:
+                attention.varlen_attention(
+                    b.qkv, cache, b.attn, num_heads=spec.num_heads, tile_sequence=sequence, tile_start=start,
+                    query_start=batch.query_start, context_lens=batch.context_lens_S,
+                    block_tables=batch.block_tables_SM, window=layer.window,
+                )  # fmt: skip
 
-        return self._head(b, batch.logit_rows_R, self._body(b, kv, attend))
+        rest = self._body(b, kv, attend, few)
+        return self._head(b, rows if few is None else None, rest)
 
     def choose(
         self, logits_RV: torch.Tensor, batch: Batch, slots_R: torch.Tensor, rows: SamplingRows
@@ -232,34 +241,57 @@ class CudaDecoder:
 
     # ---- parts ------------------------------------------------------------------------------------------------
 
-    def _body(self, b: _Buffers, kv: KVCache, attend: _Attend) -> Scales | None:
-        """All layers; leaves the last product in `b.out`, to be multiplied by what it returns, the residual in `b.x`."""
-        eps = self.spec.rms_norm_eps
-        residual = None
-        scales: Scales | None = None
+    def _body(
+        self, b: _Buffers, kv: KVCache, attend: _Attend, wanted_R: torch.Tensor | None = None
+    ) -> _Rest | None:
+        """All layers; leaves the residual in `b.x`, but for what it returns.
+
+        Args:
+            wanted_R: from the last layer's attention on only these rows are computed; `b` then holds no others.
+        """
+        rest: _Rest | None = None
+        last = self.weights.layers[-1]
         for layer, cache in zip(self.weights.layers, kv.layers, strict=True):
-            source = b.x if residual is None else b.out
-            elementwise.rms_norm(
-                source, layer.input_norm, eps, b.h, residual_TH=residual, scale_T=b.h_scale, x_scales=scales
-            )
-            residual = b.x
-            scales = self._linear(b, b.h, b.h_scale, layer.qkv, b.qkv)
+            self._norm(b, layer.input_norm, rest, b.h, b.h_scale)
+            scales = self._linear(b.h, b.h_scale, layer.qkv, b.qkv)
             attend(layer, cache, scales)
+            if wanted_R is not None and layer is last:
+                b.keep(wanted_R)
+                if not wanted_R.shape[0]:
+                    return None
             attn = b.attn
             if b.attn_q is not None and b.attn_scale is not None:
                 elementwise.quantize_rows(b.attn, b.attn_q, b.attn_scale)
                 attn = b.attn_q
-            scales = self._linear(b, attn, b.attn_scale, layer.o, b.out)
-            elementwise.rms_norm(
-                b.out, layer.post_norm, eps, b.h, residual_TH=residual, scale_T=b.h_scale, x_scales=scales
-            )
-            scales = self._linear(b, b.h, b.h_scale, layer.gate_up, b.gate_up)
+            rest = self._add(b, attn, b.attn_scale, layer.o)
+            self._norm(b, layer.post_norm, rest, b.h, b.h_scale)
+            scales = self._linear(b.h, b.h_scale, layer.gate_up, b.gate_up)
             act = b.act if b.act_q is None else b.act_q
             elementwise.silu_mul(b.gate_up, act, b.act_scale, x_scales=scales)
-            scales = self._linear(b, act, b.act_scale, layer.down, b.out)
-        return scales
+            rest = self._add(b, act, b.act_scale, layer.down)
+        return rest
 
-    def _head(self, b: _Buffers, logit_rows_R: torch.Tensor | None, scales: Scales | None) -> torch.Tensor:
+    def _norm(
+        self, b: _Buffers, weight: torch.Tensor, rest: _Rest | None, out: torch.Tensor, scale: torch.Tensor | None,
+        rows_R: torch.Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """RMSNorm of the residual, to which `rest` is added first; all rows, or only those named (`b.x` then stays)."""
+        product, x_scales = rest or (b.x, None)
+        elementwise.rms_norm(
+            product, weight, self.spec.rms_norm_eps, out, residual_TH=None if rest is None else b.x, scale_T=scale,
+            rows_R=rows_R, x_scales=x_scales,
+        )  # fmt: skip
+
+    def _add(
+        self, b: _Buffers, x: torch.Tensor, x_scale: torch.Tensor | None, weight: Linear
+    ) -> _Rest | None:
+        """Add ``x @ weight.T`` to the residual, or leave that to the norm that follows."""
+        if isinstance(weight, DenseWeight) and x.shape[0] >= _ADDING_ROWS:
+            b.x.addmm_(x, weight.weight.t())
+            return None
+        return b.out, self._linear(x, x_scale, weight, b.out)
+
+    def _head(self, b: _Buffers, logit_rows_R: torch.Tensor | None, rest: _Rest | None) -> torch.Tensor:
         """Final norm and logits [R, V] of the wanted rows, or of all."""
         rows = b.x.shape[0] if logit_rows_R is None else logit_rows_R.shape[0]
         if rows > self._max_rows:  # every position of a prompt (prompt logprobs, the quality gate)
@@ -271,15 +303,9 @@ class CudaDecoder:
             logits = torch.empty(rows, self.spec.vocab_size, dtype=self.dtype, device=self.device)
         else:
             h, scale, logits = self._head_rows[:rows], self._head_scale[:rows], self._logits[:rows]
-        eps, norm = self.spec.rms_norm_eps, self.weights.final_norm
-        if logit_rows_R is None:
-            elementwise.rms_norm(b.out, norm, eps, h, residual_TH=b.x, scale_T=scale, x_scales=scales)
-        elif rows:
-            elementwise.rms_norm(
-                b.out, norm, eps, h, residual_TH=b.x, scale_T=scale, rows_R=logit_rows_R, x_scales=scales
-            )
         if rows:
-            self._linear(b, h, scale, self.weights.head, logits)
+            self._norm(b, self.weights.final_norm, rest, h, scale, logit_rows_R)
+            self._linear(h, scale, self.weights.head, logits)
         return logits
 
     def _rope(
@@ -298,7 +324,7 @@ class CudaDecoder:
         )  # fmt: skip
 
     def _linear(
-        self, b: _Buffers, x: torch.Tensor, x_scale: torch.Tensor | None, weight: Linear, out: torch.Tensor
+        self, x: torch.Tensor, x_scale: torch.Tensor | None, weight: Linear, out: torch.Tensor
     ) -> Scales | None:
         """``out = x @ weight.T`` without the bias (only QKV has one, and `rope_write` adds it).
 
@@ -344,6 +370,10 @@ class CudaDecoder:
         )
 
 
+# a product that is still to be added to the residual, and by what it is multiplied
+_Rest = tuple[torch.Tensor, Scales | None]
+
+
 class _Attend(Protocol):
     def __call__(self, layer: LayerWeights, cache: KVLayer, scales: Scales | None) -> None: ...
 
@@ -378,28 +408,18 @@ class _Buffers:
         self.act_q = make(spec.intermediate_size, quantised) if eight_bit else None
         self.act_scale = scale()
 
+    def keep(self, rows_R: torch.Tensor) -> None:
+        """From here on only these rows, in this order: of the residual and of attention's output; the rest is room."""
+        x, attn = self.x.index_select(0, rows_R), self.attn.index_select(0, rows_R)
+        vars(self).update(vars(self.first(rows_R.shape[0])))
+        self.x, self.attn = x, attn
+
     def first(self, tokens: int) -> _Buffers:
         """Views of the first `tokens` rows."""
         view = _Buffers(None, 0)
         for name, tensor in vars(self).items():
             setattr(view, name, None if tensor is None else tensor[:tokens])
         return view
-
-
-def make_tiles(query_start: np.ndarray, tile_tokens: int, device: torch.device) -> Tiles:
-    """Tiles of a step on `device`."""
-    sequence, start = tile_arrays(query_start, tile_tokens)
-    return Tiles(torch.from_numpy(sequence).to(device), torch.from_numpy(start).to(device))
-
-
-def tile_arrays(query_start: np.ndarray, tile_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """(sequence, first query) of every tile, int32; the longest sequences' tiles are not reordered."""
-    counts = np.diff(query_start)
-    tiles = -(-counts // tile_tokens)
-    sequence = np.repeat(np.arange(counts.size, dtype=np.int32), tiles)
-    ends = np.cumsum(tiles)
-    start = (np.arange(sequence.size) - np.repeat(ends - tiles, tiles)) * tile_tokens
-    return sequence, start.astype(np.int32)
 
 
 def unsupported(decoder: Decoder) -> str | None:
