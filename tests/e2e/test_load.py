@@ -8,11 +8,14 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from unittest import mock
 
 import pytest
 
 from inferoptim.bench.load.null_server import NullProtocol, answer
+from inferoptim.bench.load.rows import RowFile
 from inferoptim.bench.load.self_test import null_server
 from inferoptim.cli.main import main
 from inferoptim.records.load_schema import LoadRequestRecord, LoadSummary
@@ -261,6 +264,48 @@ def test_an_interrupt_keeps_what_had_ended_and_says_so(counting_server, tmp_path
     assert summary.interrupted
     assert len(records) == summary.stages[0].requests > 0
     assert (out / "load.html").is_file()
+
+
+def test_a_killed_run_leaves_what_had_ended_under_a_name_that_says_so(counting_server, tmp_path):
+    url, counted = counting_server
+    out = tmp_path / "run"
+    command = [
+        sys.executable,
+        "-m",
+        "inferoptim",
+        "load",
+        url,
+        "--concurrency",
+        "2",
+        "--duration",
+        "600",
+        *QUIET,
+    ]
+    process = subprocess.Popen([*command, "--out", str(out), "--warmup", "0"], stdout=subprocess.DEVNULL)
+    partial = out / "requests.partial.jsonl"
+    assert counted.wait(timeout=60), "the stage never began"
+    deadline = time.monotonic() + 60
+    while not partial.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    records = [LoadRequestRecord.model_validate_json(line) for line in partial.read_text().splitlines()]
+    assert records
+    assert {r.stage for r in records} == {"concurrency-2"}
+    assert [p.name for p in out.iterdir()] == ["requests.partial.jsonl"]
+
+
+def test_a_disk_that_is_full_ends_the_run_with_one_line(null_url, tmp_path, capsys):
+    out = tmp_path / "run"
+    out.mkdir()
+    rows = tmp_path / "full"
+    rows.symlink_to("/dev/full")
+    command = ["load", null_url, "--concurrency", "2", "--duration", "600", *QUIET, "--out", str(out)]
+    with mock.patch.object(RowFile, "partial", property(lambda _: rows, lambda *_: None), create=True):
+        assert main(command) == 4
+    error = capsys.readouterr().err
+    assert "disk full" in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

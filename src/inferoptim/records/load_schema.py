@@ -2,7 +2,7 @@
 
 Folder ``results/load-<time>/``:
   load.json       LoadSummary
-  requests.jsonl  LoadRequestRecord, one a request, as it ended
+  requests.jsonl  LoadRequestRecord, one a request, as it ended; requests.partial.jsonl until the run is over
   load.html       derived from the above
 
 Everything measured may be None, printed as "not measured"; 0 means a measured zero.

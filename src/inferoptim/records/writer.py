@@ -29,8 +29,11 @@ from inferoptim.records.schema import (
 JSONL_FILES = ("configurations.jsonl", "runs.jsonl", "requests.jsonl", "telemetry.jsonl", "quality.jsonl")
 
 
-def write_atomic(path: Path, text: str) -> None:
+def write_atomic(path: Path, text: str, then: str = "repeat the command") -> None:
     """Write `text` aside and rename, so that a reader sees the old file or the new one, never half of one.
+
+    Args:
+        then: what to do where the disk was full, once there is space again.
 
     Raises:
         CapacityError: the disk is full.
@@ -42,15 +45,15 @@ def write_atomic(path: Path, text: str) -> None:
         os.replace(aside, path)
     except OSError as error:
         aside.unlink(missing_ok=True)
-        raise explain_os_error(error, path) from error
+        raise explain_os_error(error, path, then) from error
 
 
-def explain_os_error(error: OSError, path: Path) -> CapacityError | ConfigError:
-    """Turn a failed write into one line that says what to do."""
+def explain_os_error(
+    error: OSError, path: Path, then: str = "repeat the command"
+) -> CapacityError | ConfigError:
+    """Turn a failed write into one line that says what to do; `then`: once there is space again."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return CapacityError(
-            f"disk full while writing {path}: free some space, then repeat the command with --resume"
-        )
+        return CapacityError(f"disk full while writing {path}: free some space, then {then}")
     reason = os.strerror(error.errno) if error.errno else str(error)
     return ConfigError(f"cannot write {path}: {reason}; choose another folder with --out")
 
@@ -95,6 +98,9 @@ def prepare_folder(folder: Path, *, resume: bool, force: bool) -> None:
         raise explain_os_error(error, folder) from error
 
 
+_RESUME = "repeat the command with --resume"
+
+
 class RunWriter:
     """The only writer of a results folder. Every append is flushed before it returns."""
 
@@ -107,7 +113,7 @@ class RunWriter:
             path = self.folder / name
             if path.exists():
                 lines = [line for line in path.read_text(encoding="utf-8").split("\n") if _is_json(line)]
-                write_atomic(path, "".join(line + "\n" for line in lines))
+                self._whole(name, "".join(line + "\n" for line in lines))
         committed = {
             (r["config_id"], r["workload"], r["run_index"])
             for r in _read_lines(self.folder / "runs.jsonl")
@@ -121,13 +127,13 @@ class RunWriter:
                     for r in _read_lines(path)
                     if (r["config_id"], r["workload"], r["run_index"]) in committed
                 ]
-                write_atomic(path, "".join(json.dumps(r) + "\n" for r in kept))
+                self._whole(name, "".join(json.dumps(r) + "\n" for r in kept))
 
     def plan(self, plan: BaseModel) -> None:
-        write_atomic(self.folder / "plan.json", plan.model_dump_json(indent=2) + "\n")
+        self._whole("plan.json", plan.model_dump_json(indent=2) + "\n")
 
     def environment(self, environment: Environment) -> None:
-        write_atomic(self.folder / "environment.json", environment.model_dump_json(indent=2) + "\n")
+        self._whole("environment.json", environment.model_dump_json(indent=2) + "\n")
 
     def configuration(self, record: ConfigurationRecord) -> None:
         self._append("configurations.jsonl", [record])
@@ -147,7 +153,7 @@ class RunWriter:
         self._append("quality.jsonl", [record])
 
     def summary(self, summary: Summary) -> None:
-        write_atomic(self.folder / "summary.json", summary.model_dump_json(indent=2) + "\n")
+        self._whole("summary.json", summary.model_dump_json(indent=2) + "\n")
 
     def _append(self, name: str, records: Iterable[BaseModel]) -> None:
         text = "".join(record.model_dump_json() + "\n" for record in records)
@@ -160,7 +166,10 @@ class RunWriter:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise explain_os_error(error, path) from error
+            raise explain_os_error(error, path, _RESUME) from error
+
+    def _whole(self, name: str, text: str) -> None:
+        write_atomic(self.folder / name, text, _RESUME)
 
 
 def _is_json(line: str) -> bool:

@@ -74,12 +74,14 @@ async def run_stage(
     objectives: Objectives,
     live: Live,
     stop: asyncio.Event,
+    keep: Callable[[LoadRequestRecord], None],
     hopeless: Hopeless | None = None,
 ) -> StageResult:
     """Run one stage.
 
     Args:
         stop: set from outside (Ctrl-C): nothing more is sent, requests in flight are dropped.
+        keep: gets each answer as it ends.
         hopeless: sees each answer once; True ends the stage as if stopped.
     """
     planned = len(plan.arrivals_s) if plan.arrivals_s is not None else plan.num_requests
@@ -98,6 +100,7 @@ async def run_stage(
             call = await client.call(message)
             record = _record(plan.name, number, call, due, start, objectives)
             records.append(record)
+            keep(record)
             live.done += 1
             if record.error is not None:
                 live.failed += 1

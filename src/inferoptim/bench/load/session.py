@@ -8,7 +8,6 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from inferoptim.bench.load.arrivals import Level, arrival_times, trace_times
 from inferoptim.bench.load.max_rate import find_max_rate, min_requests
 from inferoptim.bench.load.options import LoadOptions, plan_check
 from inferoptim.bench.load.prompts import Prompts, build_prompts
+from inferoptim.bench.load.rows import RowFile
 from inferoptim.bench.load.run_stage import Hopeless, Live, StagePlan, run_stage
 from inferoptim.bench.load.self_test import self_test
 from inferoptim.bench.load.summary import summarise_stage
@@ -31,7 +31,7 @@ from inferoptim.records.load_schema import (
     MaxRate,
     SelfTest,
 )
-from inferoptim.records.writer import explain_os_error, write_atomic
+from inferoptim.records.writer import write_atomic
 from inferoptim.targets.openai_client import OpenAIClient
 
 CLOSED_POOL = 2048  # prompts written for a closed loop of unknown length
@@ -60,11 +60,14 @@ class LoadSession:
         options = self.options
         self._stop = asyncio.Event()
         started_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        requests = options.out / "requests.jsonl"
         client = OpenAIClient(options.endpoint, model=options.model, timeout_s=options.timeout_s)
         max_rate: MaxRate | None = None
         tested: SelfTest | None = None
-        with _interrupt(self._stop):
+        loop = asyncio.get_running_loop()
+        rows = RowFile(
+            options.out / "requests.jsonl", lambda: loop.call_soon_threadsafe(self._end_without_rows)
+        )
+        with rows, _interrupt(self._stop):
             try:
                 await client.discover()
                 await client.probe(options.api)
@@ -83,7 +86,7 @@ class LoadSession:
                 await self._warm_up(client, messages)
                 if options.find_max:
                     max_rate = await find_max_rate(
-                        lambda rate: self._probe(client, messages, tested, rate, requests),
+                        lambda rate: self._probe(client, messages, tested, rate, rows),
                         options.objectives,
                         options.rates[0].first if options.rates else 1.0,
                         options.tolerance,
@@ -92,13 +95,19 @@ class LoadSession:
                     for plan in self._plans(messages):
                         if self._stop.is_set():
                             break
-                        await self._stage(client, plan, tested, requests)
+                        await self._stage(client, plan, tested, rows)
             finally:
                 client.close()
+            rows.finish()
         self.interrupted = self._stop.is_set()
         summary = self._summary(client, prompts, tested, max_rate, started_at)
         write_atomic(options.out / "load.json", summary.model_dump_json(indent=2) + "\n")
         return summary
+
+    def _end_without_rows(self) -> None:
+        """Send nothing more: what comes could not be kept."""
+        assert self._stop is not None
+        self._stop.set()
 
     def _pool(self) -> int:
         """Prompts that the run can need."""
@@ -199,7 +208,7 @@ class LoadSession:
         messages: Sequence[bytes],
         tested: SelfTest | None,
         rate: float,
-        requests: Path,
+        rows: RowFile,
     ) -> LoadStage | None:
         options = self.options
         least = min_requests(options.objectives.attainment)
@@ -208,7 +217,7 @@ class LoadSession:
         plan = self._open_plan(f"probe-{number + 1}", Level(rate, rate), number, messages, duration, None)
         assert plan.arrivals_s is not None
         allowed = (1 - options.objectives.attainment) * len(plan.arrivals_s)
-        stage = await self._stage(client, plan, tested, requests, _too_many_misses(allowed))
+        stage = await self._stage(client, plan, tested, rows, _too_many_misses(allowed))
         assert self._stop is not None
         return None if self._stop.is_set() else stage
 
@@ -217,12 +226,13 @@ class LoadSession:
         client: OpenAIClient,
         plan: StagePlan,
         tested: SelfTest | None,
-        requests: Path,
+        rows: RowFile,
         hopeless: Hopeless | None = None,
     ) -> LoadStage:
         assert self._stop is not None
-        result = await run_stage(client, plan, self.options.objectives, self.live, self._stop, hopeless)
-        _append(requests, result.records)
+        result = await run_stage(
+            client, plan, self.options.objectives, self.live, self._stop, rows.add, hopeless
+        )
         stage = summarise_stage(plan, result, allowed_lag_s=self.options.allowed_lag_s, self_test=tested)
         self.stages.append(stage)
         return stage
@@ -308,14 +318,6 @@ def _interrupt(stop: asyncio.Event) -> Iterator[None]:
     finally:
         for number in numbers:
             loop.remove_signal_handler(number)
-
-
-def _append(path: Path, records: Sequence[LoadRequestRecord]) -> None:
-    try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.writelines(record.model_dump_json() + "\n" for record in records)
-    except OSError as error:
-        raise explain_os_error(error, path) from error
 
 
 def _loop_name() -> str:
