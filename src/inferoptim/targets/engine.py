@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from inferoptim.engine.core import EngineCore
 from inferoptim.engine.request import FinishReason, Request
 from inferoptim.errors import CapacityError, RequestError
 from inferoptim.targets.base import TargetInfo, TargetRequest, TargetResponse
-from inferoptim.targets.flights import Flight, may_go
+from inferoptim.targets.flights import Flight, drive
 
 
 class EngineTarget:
@@ -53,26 +52,16 @@ class EngineTarget:
     ) -> list[TargetResponse]:
         core = self.core
         eos = frozenset(core.spec.eos_token_ids)
-        flights: dict[str, Flight] = {}
-        waiting = deque(sorted(requests, key=lambda r: r.arrival_offset_s))
-        in_flight = 0
-        started = time.perf_counter()
-        while waiting or in_flight:
-            now = time.perf_counter()
-            while waiting and may_go(waiting[0], now - started, in_flight, concurrency):
-                request = waiting.popleft()
-                flights[request.request_id] = flight = Flight(now)
-                try:
-                    core.add(
-                        Request(request.request_id, request.prompt_token_ids, request.sampling, now, eos)
-                    )
-                    in_flight += 1
-                except (RequestError, CapacityError) as error:
-                    flight.error = str(error)
-            if not core.has_work:
-                if waiting:  # an open loop between two arrivals
-                    time.sleep(max(0.0, started + waiting[0].arrival_offset_s - time.perf_counter()))
-                continue
+
+        def add(request: TargetRequest, now: float) -> str | None:
+            try:
+                core.add(Request(request.request_id, request.prompt_token_ids, request.sampling, now, eos))
+            except (RequestError, CapacityError) as error:
+                return str(error)
+            return None
+
+        def step(flights: Mapping[str, Flight]) -> int:
+            ended = 0
             outputs = core.step()
             at = time.perf_counter()
             for output in outputs:
@@ -80,9 +69,12 @@ class EngineTarget:
                 flight.take(output.token_ids, at)
                 flight.cached = output.num_cached_tokens
                 if output.finish_reason is not None:
-                    in_flight -= 1
+                    ended += 1
                     if output.finish_reason is FinishReason.ERROR:
                         flight.error = "the engine gave the request up: it can never fit the KV-cache"
+            return ended
+
+        flights = drive(requests, concurrency, add, step)
         return [flights[request.request_id].response(request) for request in requests]
 
     def reset(self) -> None:

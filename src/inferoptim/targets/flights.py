@@ -1,8 +1,10 @@
-"""What every in-process target keeps of a request between sending it and its last token, and when it may send one."""
+"""What every in-process target keeps of a request between sending it and its last token, and the loop that sends them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from inferoptim.targets.base import TargetRequest, TargetResponse
@@ -40,7 +42,38 @@ class Flight:
         )
 
 
-def may_go(request: TargetRequest, now_s: float, in_flight: int, concurrency: int | None) -> bool:
+def drive(
+    requests: Sequence[TargetRequest],
+    concurrency: int | None,
+    add: Callable[[TargetRequest, float], str | None],
+    step: Callable[[Mapping[str, Flight]], int],
+) -> dict[str, Flight]:
+    """Hand each request to an engine when it may go, and step the engine until all have ended; flights by request id.
+
+    Args:
+        concurrency: see `Target.run`.
+        add: takes a request and the time; says why the engine refuses it, or None.
+        step: makes one step, writes what came into the flights, says how many requests ended.
+    """
+    flights: dict[str, Flight] = {}
+    waiting = deque(sorted(requests, key=lambda r: r.arrival_offset_s))
+    in_flight = 0
+    started = time.perf_counter()
+    while waiting or in_flight:
+        now = time.perf_counter()
+        while waiting and _may_go(waiting[0], now - started, in_flight, concurrency):
+            request = waiting.popleft()
+            flights[request.request_id] = flight = Flight(now)
+            flight.error = add(request, now)
+            in_flight += flight.error is None
+        if in_flight:
+            in_flight -= step(flights)
+        elif waiting:  # an open loop between two arrivals
+            time.sleep(max(0.0, started + waiting[0].arrival_offset_s - time.perf_counter()))
+    return flights
+
+
+def _may_go(request: TargetRequest, now_s: float, in_flight: int, concurrency: int | None) -> bool:
     """Whether the next request is due: a free slot of a closed loop, or its arrival time in an open one.
 
     Args:

@@ -16,12 +16,13 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from inferoptim.config import SamplingParams, create_validated
-from inferoptim.errors import ConfigError, UnsupportedError
-from inferoptim.targets.base import TargetInfo, TargetRequest, TargetResponse
+from inferoptim.errors import UnsupportedError
+from inferoptim.targets.base import TargetRequest, TargetResponse
 from inferoptim.targets.flights import Flight
+from inferoptim.targets.peer import PeerOptions, PeerTarget
 
 
 def why_not() -> str | None:
@@ -34,7 +35,7 @@ def why_not() -> str | None:
     )
 
 
-class TrtllmOptions(BaseModel):
+class TrtllmOptions(PeerOptions):
     """What TensorRT-LLM may be told, in this project's words; `args` takes anything else that its `LLM` knows.
 
     It loads quantised checkpoints as they are (`inferoptim build --export modelopt`); it does not quantise at load.
@@ -42,7 +43,6 @@ class TrtllmOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: str
     dtype: Literal["auto", "bfloat16", "float16"] = "auto"
     kv_quantization: Literal["none", "fp8"] = "none"
     max_model_len: int | None = None
@@ -56,7 +56,7 @@ class TrtllmOptions(BaseModel):
     args: dict[str, Any] = Field(default_factory=dict, description="Further arguments of tensorrt_llm.LLM.")
 
 
-class TrtllmTarget:
+class TrtllmTarget(PeerTarget[TrtllmOptions]):
     """`tensorrt_llm.LLM`; see `Target` for the contract.
 
     Args:
@@ -67,33 +67,25 @@ class TrtllmTarget:
         ConfigError: an unknown option.
     """
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        self._options = create_validated(TrtllmOptions, dict(settings), "trtllm")
-        if (reason := why_not()) is not None:
-            raise UnsupportedError(reason)
-        self._llm: Any = None
-        self._cached_tokens = 0.0
+    name = "trtllm"
 
-    def load(self) -> TargetInfo:
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        super().__init__(create_validated(TrtllmOptions, dict(settings), self.name), why_not())
+
+    def _package(self) -> Any:
         import tensorrt_llm
 
-        from inferoptim.models.hub import resolve_model
+        return tensorrt_llm
 
-        started = time.perf_counter()
-        folder = str(resolve_model(self._options.model).folder)
+    def _start(self, package: Any, folder: str) -> Any:
         arguments, cache = engine_arguments(self._options, folder)
-        self._llm = tensorrt_llm.LLM(
-            **arguments, kv_cache_config=tensorrt_llm.llmapi.KvCacheConfig(**cache), **self._options.args
+        return package.LLM(
+            **arguments, kv_cache_config=package.llmapi.KvCacheConfig(**cache), **self._options.args
         )
-        reset = (
-            "not possible: repeated prompts may hit" if self._options.prefix_caching else "no prefix cache"
-        )
-        return TargetInfo(
-            name="trtllm",
-            version=str(tensorrt_llm.__version__),
-            settings={**self._options.model_dump(), "device": "cuda", "prefix_cache_reset": reset},
-            load_s=time.perf_counter() - started,
-        )
+
+    def _facts(self) -> dict[str, Any]:
+        kept = self._options.prefix_caching
+        return {"prefix_cache_reset": "not possible: repeated prompts may hit" if kept else "no prefix cache"}
 
     def run(
         self, requests: Sequence[TargetRequest], *, concurrency: int | None = None
@@ -107,22 +99,10 @@ class TrtllmTarget:
     def reset(self) -> None:
         """Nothing to forget while block reuse is off; with it on nothing can be done (see `settings`)."""
 
-    def counters(self) -> dict[str, float]:
-        return {"prefix_cache_hit_tokens": self._cached_tokens}
-
-    def logits(self, token_ids: Sequence[int]) -> Any:
-        """None: not asked of it."""
-        return None
-
     def close(self) -> None:
         if self._llm is not None:
             self._llm.shutdown()
             self._llm = None
-
-    def _loaded(self) -> Any:
-        if self._llm is None:
-            raise ConfigError("trtllm: load() comes first")
-        return self._llm
 
 
 def engine_arguments(options: TrtllmOptions, folder: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from inferoptim.config import SamplingParams, create_validated
-from inferoptim.errors import ConfigError, UnsupportedError
-from inferoptim.targets.base import TargetInfo, TargetRequest, TargetResponse
-from inferoptim.targets.flights import Flight, may_go
+from inferoptim.errors import UnsupportedError
+from inferoptim.targets.base import TargetRequest, TargetResponse
+from inferoptim.targets.flights import Flight, drive
+from inferoptim.targets.peer import PeerOptions, PeerTarget
 
 BLOCK_TOKENS = 16  # its default on NVIDIA GPUs
 # A share that is only asked to be free at the start, once the KV-cache has a size of its own.
@@ -34,12 +34,11 @@ def why_not() -> str | None:
     return "target vllm needs the package vllm, in the environment that runs the bench: pip install vllm"
 
 
-class VllmOptions(BaseModel):
+class VllmOptions(PeerOptions):
     """What vLLM may be told, in this project's words; `args` takes anything else that `vllm.LLM` knows."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: str
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantization: str = Field("none", description="'fp8' = quantised at load; 'none' = as the checkpoint is.")
     kv_quantization: Literal["none", "fp8"] = "none"
@@ -57,7 +56,7 @@ class VllmOptions(BaseModel):
     args: dict[str, Any] = Field(default_factory=dict, description="Further arguments of vllm.LLM.")
 
 
-class VllmTarget:
+class VllmTarget(PeerTarget[VllmOptions]):
     """`vllm.LLM`; see `Target` for the contract.
 
     Args:
@@ -68,63 +67,46 @@ class VllmTarget:
         ConfigError: an unknown option.
     """
 
+    name = "vllm"
+
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        self._options = create_validated(VllmOptions, dict(settings), "vllm")
-        if (reason := why_not()) is not None:
-            raise UnsupportedError(reason)
-        self._llm: Any = None
-        self._cached_tokens = 0.0
+        super().__init__(create_validated(VllmOptions, dict(settings), self.name), why_not())
 
-    def load(self) -> TargetInfo:
-        from inferoptim.models.hub import resolve_model
-
+    def _package(self) -> Any:
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # a benchmark tells nobody
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         import vllm
 
-        started = time.perf_counter()
-        folder = str(resolve_model(self._options.model).folder)
-        self._llm = vllm.LLM(**engine_arguments(self._options, folder))
-        config = self._llm.llm_engine.vllm_config
-        blocks, block = config.cache_config.num_gpu_blocks, config.cache_config.block_size
-        return TargetInfo(
-            name="vllm",
-            version=str(vllm.__version__),
-            settings={
-                **self._options.model_dump(),
-                "device": "cuda",
-                "dtype": str(config.model_config.dtype).removeprefix("torch."),
-                "prefix_cache_reset": "reset_prefix_cache",
-            },
-            load_s=time.perf_counter() - started,
-            kv_capacity_tokens=blocks * block if blocks else None,
-        )
+        return vllm
+
+    def _start(self, package: Any, folder: str) -> Any:
+        return package.LLM(**engine_arguments(self._options, folder))
+
+    def _facts(self) -> dict[str, Any]:
+        dtype = self._loaded().llm_engine.vllm_config.model_config.dtype
+        return {"dtype": str(dtype).removeprefix("torch."), "prefix_cache_reset": "reset_prefix_cache"}
+
+    def _kv_capacity_tokens(self) -> int | None:
+        cache = self._loaded().llm_engine.vllm_config.cache_config
+        return cache.num_gpu_blocks * cache.block_size if cache.num_gpu_blocks else None
 
     def run(
         self, requests: Sequence[TargetRequest], *, concurrency: int | None = None
     ) -> list[TargetResponse]:
         engine, stream = self._loaded().llm_engine, self._options.stream
         asked = {r.request_id: sampling_arguments(r.sampling) for r in requests}
-        flights: dict[str, Flight] = {}
-        waiting = deque(sorted(requests, key=lambda r: r.arrival_offset_s))
-        in_flight = 0
-        started = time.perf_counter()
-        while waiting or in_flight:
-            now = time.perf_counter()
-            while waiting and may_go(waiting[0], now - started, in_flight, concurrency):
-                request = waiting.popleft()
-                flights[request.request_id] = flight = Flight(now)
-                params = _sampling(asked[request.request_id], stream)
-                prompt = {"prompt_token_ids": list(request.prompt_token_ids)}
-                try:
-                    engine.add_request(request.request_id, prompt, params)
-                    in_flight += 1
-                except ValueError as error:  # what vLLM says of a request that it cannot take
-                    flight.error = " ".join(str(error).split())
-            if not in_flight:
-                if waiting:  # an open loop between two arrivals
-                    time.sleep(max(0.0, started + waiting[0].arrival_offset_s - time.perf_counter()))
-                continue
+
+        def add(request: TargetRequest, now: float) -> str | None:
+            params = _sampling(asked[request.request_id], stream)
+            prompt = {"prompt_token_ids": list(request.prompt_token_ids)}
+            try:
+                engine.add_request(request.request_id, prompt, params)
+            except ValueError as error:  # what vLLM says of a request that it cannot take
+                return " ".join(str(error).split())
+            return None
+
+        def step(flights: Mapping[str, Flight]) -> int:
+            ended = 0
             outputs = engine.step()
             at = time.perf_counter()
             for output in outputs:
@@ -134,28 +116,18 @@ class VllmTarget:
                 if output.finished:
                     flight.finished_s = at
                     self._cached_tokens += flight.cached
-                    in_flight -= 1
+                    ended += 1
+            return ended
+
+        flights = drive(requests, concurrency, add, step)
         return [flights[r.request_id].response(r, streamed=stream) for r in requests]
 
     def reset(self) -> None:
         """Empty the prefix cache."""
         self._loaded().reset_prefix_cache()
 
-    def counters(self) -> dict[str, float]:
-        """What its answers say; vLLM's own statistics are off, as in `vllm.LLM` by default."""
-        return {"prefix_cache_hit_tokens": self._cached_tokens}
-
-    def logits(self, token_ids: Sequence[int]) -> Any:
-        """None: vLLM gives no whole distribution."""
-        return None
-
     def close(self) -> None:
         self._llm = None
-
-    def _loaded(self) -> Any:
-        if self._llm is None:
-            raise ConfigError("vllm: load() comes first")
-        return self._llm
 
 
 def engine_arguments(options: VllmOptions, folder: str) -> dict[str, Any]:
