@@ -113,10 +113,8 @@ def unused_port() -> int:
 
 
 def leftovers(home: Path) -> list[Path]:
-    """What should not be there after a failure: model folders and scratch folders."""
-    return [
-        path for path in home.rglob("*") if path.is_dir() and (path / "model.safetensors").exists()
-    ] + list(home.rglob(".incoming-*"))
+    """What should not be there after a failure: folders of models, empty ones too, and scratch folders."""
+    return [path for path in home.rglob("*") if path.is_dir() and path.name != ".locks"]
 
 
 # ---- the Hub -----------------------------------------------------------------------------------------------------

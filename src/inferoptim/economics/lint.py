@@ -7,7 +7,7 @@ The verdict is one-sided: a row that passes is possible, not proven. Every bound
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from inferoptim.economics.checks import positive
@@ -131,21 +131,31 @@ def _steps(row: Row) -> int:
     return 1 + math.ceil((row.output_tokens - 1) / row.tokens_per_step)
 
 
+def _latency_at_least(name: str, row: Row, floor: float, text: str) -> Check:
+    if row.latency_s is None:
+        return Check(name, None, "no latency published", floor)
+    return Check(name, row.latency_s >= floor * (1 - TOLERANCE), text, floor, row.latency_s)
+
+
+def _throughput_at_most(name: str, row: Row, limit: float, text: str) -> Check:
+    if row.tokens_per_s is None:
+        return Check(name, None, "no throughput published", limit)
+    return Check(name, row.tokens_per_s <= limit * (1 + TOLERANCE), text, limit, row.tokens_per_s)
+
+
 def _latency_bandwidth(row: Row) -> Check:
     name = "latency: memory bandwidth"
     step = _weights(row) / _bandwidth(row)
     floor = _steps(row) * step
-    if row.latency_s is None:
-        return Check(name, None, "no latency published", floor)
-    allowed = math.floor(row.latency_s / step)
-    kept = row.latency_s >= floor * (1 - TOLERANCE)
     text = (
         f"{_weights(row) / 1e9:.2f} GB of weights per step at {_bandwidth(row) / 1e9:.0f} GB/s is at least "
         f"{step * 1e3:.2f} ms; {_steps(row)} steps take at least {floor:.3g} s at any batch"
     )
-    if not kept:
-        text += f"; {row.latency_s:.4g} s leaves room for {allowed} steps"
-    return Check(name, kept, text, floor, row.latency_s)
+    check = _latency_at_least(name, row, floor, text)
+    if check.kept is False and row.latency_s is not None:
+        room = f"; {row.latency_s:.4g} s leaves room for {math.floor(row.latency_s / step)} steps"
+        return replace(check, text=text + room)
+    return check
 
 
 def _latency_compute(row: Row) -> Check:
@@ -158,16 +168,8 @@ def _latency_compute(row: Row) -> Check:
         * (row.shape.body * (row.input_tokens + row.output_tokens) + row.shape.head * row.output_tokens)
         / peak
     )
-    if row.latency_s is None:
-        return Check(name, None, "no latency published", floor)
-    kept = row.latency_s >= floor * (1 - TOLERANCE)
-    return Check(
-        name,
-        kept,
-        f"2 FLOPs a weight and token at {peak / 1e12:.0f} TFLOP/s: at least {floor:.3g} s",
-        floor,
-        row.latency_s,
-    )
+    text = f"2 FLOPs a weight and token at {peak / 1e12:.0f} TFLOP/s: at least {floor:.3g} s"
+    return _latency_at_least(name, row, floor, text)
 
 
 def _throughput_bandwidth(row: Row) -> Check:
@@ -184,17 +186,9 @@ def _throughput_bandwidth(row: Row) -> Check:
     fits = max(1.0, room / max(mean_kv, 1.0))
     batch = float(row.concurrency) if row.concurrency else fits
     limit = batch * row.tokens_per_step / ((_weights(row) + batch * mean_kv) / _bandwidth(row))
-    if row.tokens_per_s is None:
-        return Check(name, None, "no throughput published", limit)
-    kept = row.tokens_per_s <= limit * (1 + TOLERANCE)
     origin = "published" if row.concurrency else "the most that memory holds"
-    return Check(
-        name,
-        kept,
-        f"at batch {batch:.0f} ({origin}) at most {limit:,.0f} output tok/s",
-        limit,
-        row.tokens_per_s,
-    )
+    text = f"at batch {batch:.0f} ({origin}) at most {limit:,.0f} output tok/s"
+    return _throughput_at_most(name, row, limit, text)
 
 
 def _throughput_compute(row: Row) -> Check:
@@ -204,16 +198,8 @@ def _throughput_compute(row: Row) -> Check:
         return Check(name, None, f"{row.device.name} states no peak at {row.precision}")
     per_output = 2.0 * (row.shape.read_per_step + row.shape.body * row.input_tokens / row.output_tokens)
     limit = peak / per_output
-    if row.tokens_per_s is None:
-        return Check(name, None, "no throughput published", limit)
-    kept = row.tokens_per_s <= limit * (1 + TOLERANCE)
-    return Check(
-        name,
-        kept,
-        f"prompt and output at {peak / 1e12:.0f} TFLOP/s: at most {limit:,.0f} output tok/s",
-        limit,
-        row.tokens_per_s,
-    )
+    text = f"prompt and output at {peak / 1e12:.0f} TFLOP/s: at most {limit:,.0f} output tok/s"
+    return _throughput_at_most(name, row, limit, text)
 
 
 def _same_work(row: Row) -> Check:

@@ -201,11 +201,13 @@ def _existing_parent(path: Path) -> Path:
 def model_lock(home: Path, progress: Progress | None = None) -> Iterator[None]:
     """Hold the lock of one model (`home` = its folder over all revisions); clears what a dead writer left there.
 
-    The operating system releases the lock when its holder dies, however it dies.
+    The operating system releases the lock when its holder dies, however it dies. Lock files lie beside the models and stay: one
+    that is removed while somebody waits for it would let two in.
     """
     with disk_errors(home):
-        home.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(home / ".lock")
+        locks = home.parent / ".locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(locks / f"{home.name}.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -213,10 +215,14 @@ def model_lock(home: Path, progress: Progress | None = None) -> Iterator[None]:
                 progress("waiting for another process that fetches this model", 0, None)
             lock.acquire()
     try:
+        with disk_errors(home):
+            home.mkdir(exist_ok=True)
         for leftover in home.glob(f"{_STAGING_PREFIX}*"):
             shutil.rmtree(leftover, ignore_errors=True)
         yield
     finally:
+        with suppress(OSError):  # it holds something, or has never been made
+            home.rmdir()  # nothing came of it
         lock.release()
 
 

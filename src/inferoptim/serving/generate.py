@@ -68,12 +68,7 @@ async def chat_completions(state: ServerState, request: Request) -> Response:
     structured = body.response_format is not None or body.tools is not None
     prepare = partial(prepare_chat, body, state.tokenizer, state.limits())
     prepared = await _prepare(state, request, prepare, structured)
-    head: dict[str, Any] = {
-        "id": _new_id("chatcmpl"),
-        "object": "chat.completion",
-        "created": int(time.time()),
-        "model": body.model,
-    }
+    head = _head("chatcmpl", "chat.completion", body.model)
     if body.service_tier is not None:
         head["service_tier"] = "default"
     generation = _generation(state, body, prepared, head["id"], arrival_s, tenant)
@@ -82,8 +77,7 @@ async def chat_completions(state: ServerState, request: Request) -> Response:
         request,
         generation,
         head,
-        stream_options=body.stream_options,
-        return_token_ids=bool(body.return_token_ids),
+        body,
         chat=True,
         tools=prepared.tools,
         whole=lambda: responses.chat_body(generation, head, prepared.tools),
@@ -98,20 +92,14 @@ async def completions(state: ServerState, request: Request) -> Response:
     check_model(state, body.model)
     prepare = partial(prepare_completion, body, state.tokenizer, state.limits())
     prepared = await _prepare(state, request, prepare, body.response_format is not None)
-    head: dict[str, Any] = {
-        "id": _new_id("cmpl"),
-        "object": "text_completion",
-        "created": int(time.time()),
-        "model": body.model,
-    }
+    head = _head("cmpl", "text_completion", body.model)
     generation = _generation(state, body, prepared, head["id"], arrival_s, tenant)
     return await _answer(
         state,
         request,
         generation,
         head,
-        stream_options=body.stream_options,
-        return_token_ids=bool(body.return_token_ids),
+        body,
         chat=False,
         tools=False,
         whole=lambda: responses.completion_body(
@@ -202,9 +190,8 @@ async def _answer(
     request: Request,
     generation: Generation,
     head: dict[str, Any],
+    body: ChatCompletionRequest | CompletionRequest,
     *,
-    stream_options: Any,
-    return_token_ids: bool,
     chat: bool,
     tools: bool,
     whole: Callable[[], dict[str, Any]],
@@ -238,30 +225,30 @@ async def _answer(
         if not generation.streaming:
             await _while_connected(request, generation.finish())
             answer = whole()
-            if return_token_ids:
+            if body.return_token_ids:
                 empty = (
                     answer["usage"]["completion_tokens"] == 0
                 )  # max_tokens=0: the engine's one token is no answer
                 for entry, choice in zip(answer["choices"], generation.choices, strict=True):
                     entry["token_ids"] = [] if empty else choice.token_ids
-            body = msgspec.json.encode(answer)
+            encoded = msgspec.json.encode(answer)
             end()
-            return Response(body, headers=headers, media_type="application/json")
+            return Response(encoded, headers=headers, media_type="application/json")
         deltas: list[Delta] = await _while_connected(request, generation.next())
     except BaseException:
         end()
         raise
     if chat:
         head = {**head, "object": "chat.completion.chunk"}
-    include_usage = bool(stream_options is not None and stream_options.include_usage)
+    options = body.stream_options
     writer = Writer(
         generation,
         head,
         chat=chat,
         tools=tools,
-        include_usage=include_usage,
-        continuous_usage=bool(stream_options is not None and stream_options.continuous_usage_stats),
-        token_ids=return_token_ids,
+        include_usage=bool(options is not None and options.include_usage),
+        continuous_usage=bool(options is not None and options.continuous_usage_stats),
+        token_ids=bool(body.return_token_ids),
     )
     return EventStream(stream(generation, writer, deltas), end, headers)
 
@@ -290,8 +277,11 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _new_id(prefix: str) -> str:
-    return f"{prefix}-{secrets.token_hex(12)}"
+def _head(prefix: str, kind: str, model: str) -> dict[str, Any]:
+    """What every chunk of an answer begins with."""
+    return {
+        "id": f"{prefix}-{secrets.token_hex(12)}", "object": kind, "created": int(time.time()), "model": model,
+    }  # fmt: skip
 
 
 def answer_error(error: Exception) -> Response:
