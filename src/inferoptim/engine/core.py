@@ -24,6 +24,7 @@ from inferoptim.engine.kv_cache import bytes_per_token
 from inferoptim.engine.loading import (
     check_gpu_memory,
     choose_device,
+    compile_ahead,
     load_draft,
     load_target,
 )
@@ -60,6 +61,7 @@ class EngineCore:
         if self.device.type == "cpu" and config.num_threads:
             torch.set_num_threads(config.num_threads)
         self.files: ModelFiles = resolve_model(config.model)
+        kernels = compile_ahead(self.files, config, self.device)  # before there is a CUDA context
         if self.device.type == "cuda":
             check_gpu_memory(self.files, config, self.device)
         draft: DecoderLike | None = None
@@ -96,6 +98,8 @@ class EngineCore:
             chunked_prefill=config.chunked_prefill,
         )
         self._grammar_compiler: GrammarCompiler | None = None
+        if kernels is not None:
+            kernels.wait()
         self._runner = self._make_runner(self._decoder, grammars=self)
         self._ahead: AheadRunner | None = self._runner if isinstance(self._runner, AheadRunner) else None
         blocks = BlockAllocator(self._num_blocks, config.block_size)

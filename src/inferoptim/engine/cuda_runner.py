@@ -38,8 +38,8 @@ _BURST_S = (
 _HOST_MARGIN = 1.5  # and longer, by this factor, than the host takes to book one plan and make the next
 _FIRST_BURST = 4  # before the first measurement
 # varlen steps of few tokens are captured, too: launching their kernels takes longer than running them
-_VARLEN_TOKENS = (16, 32, 64, 128, 256, 512)
-_VARLEN_SEQUENCES = 16
+VARLEN_TOKENS = (16, 32, 64, 128, 256, 512)
+VARLEN_SEQUENCES = 16
 
 
 @dataclass(slots=True)
@@ -110,9 +110,9 @@ class CudaRunner(Runner):
         if graphs:
             pool = torch.cuda.graph_pool_handle()
             self._decode_graphs = GraphLadder(ladder(rows), self._decode_eager, pool)
-            self._varlen_graphs = GraphLadder(list(_VARLEN_TOKENS), self._varlen_static, pool)
+            self._varlen_graphs = GraphLadder(list(VARLEN_TOKENS), self._varlen_static, pool)
             self._static = StaticVarlen(
-                _VARLEN_TOKENS, min(_VARLEN_SEQUENCES, rows), width, decoder.tile_tokens, device
+                VARLEN_TOKENS, min(VARLEN_SEQUENCES, rows), width, decoder.tile_tokens, device
             )
 
     @torch.inference_mode()

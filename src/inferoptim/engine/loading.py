@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,6 +17,9 @@ from inferoptim.models.decoder import Decoder
 from inferoptim.models.hub import ModelFiles, resolve_model
 from inferoptim.models.load import load_decoder, read_spec, without_groups
 from inferoptim.models.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from inferoptim.engine.rehearsal import Rehearsal
 
 _log = logging.getLogger(__name__)
 _CONTEXT_BYTES = 600 << 20  # what a process's CUDA context takes: about half a GiB on an H100
@@ -96,6 +100,16 @@ def load_target(files: ModelFiles, config: EngineConfig, device: torch.device) -
         quantization=config.quantization,
     )
     return _compile(decoder, config)
+
+
+def compile_ahead(files: ModelFiles, config: EngineConfig, device: torch.device) -> Rehearsal | None:
+    """Begin to compile, in other processes, the kernels that a GPU will want once its weights are read."""
+    if device.type != "cuda" or config.kernels == "torch":
+        return None
+    from inferoptim.engine.rehearsal import rehearse
+
+    dtype = choose_dtype(config, files, device)
+    return rehearse(files.folder, config, dtype, torch.cuda.get_device_capability(device))
 
 
 def load_draft(

@@ -425,11 +425,12 @@ class _Buffers:
 def unsupported(decoder: Decoder) -> str | None:
     """Why the CUDA step cannot take this model, in a few words; None when it can."""
     spec = decoder.spec
-    if decoder.device.type != "cuda":
+    if decoder.device.type == "cuda":
+        capability = torch.cuda.get_device_capability(decoder.device)
+        if capability < (8, 0):
+            return f"compute capability {capability[0]}.{capability[1]} is under 8.0"
+    elif decoder.device.type != "meta":  # where nothing is computed: see engine/rehearsal.py
         return f"the model is on {decoder.device.type}"
-    capability = torch.cuda.get_device_capability(decoder.device)
-    if capability < (8, 0):
-        return f"compute capability {capability[0]}.{capability[1]} is under 8.0"
     if decoder.dtype not in (torch.bfloat16, torch.float16):
         return f"{decoder.dtype} is not bfloat16 or float16"
     if spec.head_dim % 8 or not 16 <= spec.head_dim <= 256:

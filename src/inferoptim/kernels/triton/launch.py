@@ -21,6 +21,9 @@ class CacheLayer(Protocol):
     def v_scale(self) -> torch.Tensor | None: ...
 
 
+compiling_for: tuple[int, int] | None = None  # capability of the device that "meta" tensors stand for
+
+
 @cache
 def has_pdl(device_index: int) -> bool:
     """Whether the device has programmatic dependent launch."""
@@ -32,9 +35,12 @@ def options(device: torch.device) -> dict[str, Any]:
 
     On a CPU (Triton's interpreter, in tests) there is nothing to switch.
     """
-    if device.type != "cuda":
+    if device.type == "meta" and compiling_for is not None:
+        pdl = compiling_for >= (9, 0)
+    elif device.type == "cuda":
+        pdl = has_pdl(device.index or 0)
+    else:
         return {"PDL": False}
-    pdl = has_pdl(device.index or 0)
     return {"PDL": pdl, "launch_pdl": pdl}
 
 

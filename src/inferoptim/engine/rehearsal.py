@@ -1,0 +1,205 @@
+"""What a GPU's steps will launch, gone through without a GPU while the weights are read: so that kernels are compiled by then.
+
+A forked process builds the decoder on tensors of the device "meta", runs one step of every kind and size that the runner
+captures, and compiles what those would launch. Nothing of it reaches the engine but files in Triton's cache. When any
+of it fails, or is not done in time, kernels are compiled at their first launch as ever.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import warnings
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+import torch
+from safetensors import safe_open
+
+from inferoptim.config import MAX_DEVICE_RULES, EngineConfig
+from inferoptim.engine.cuda_graphs import ladder
+from inferoptim.engine.cuda_runner import MAX_BURST, VARLEN_SEQUENCES, VARLEN_TOKENS
+from inferoptim.engine.kv_cache import allocate_kv_cache
+from inferoptim.kernels.triton.precompile import collecting, compile_side_by_side
+from inferoptim.kernels.triton.sampling import SamplingRows
+from inferoptim.models.batch import Batch, KVCache
+from inferoptim.models.cuda import CudaDecoder, DecodeStep, RowState
+from inferoptim.models.decoder import Decoder, DecoderWeights, LayerWeights
+from inferoptim.models.load import read_scheme, read_spec
+from inferoptim.models.spec import ModelSpec
+from inferoptim.models.tiles import Tiles
+from inferoptim.quant.formats import DenseWeight, Fp8Weight, Int8Weight, Linear
+
+_log = logging.getLogger(__name__)
+_META = torch.device("meta")
+_MOST_S = 90.0
+_MOST_WORKERS = 24
+
+
+class Rehearsal:
+    """A rehearsal on its way in another process."""
+
+    def __init__(self, pid: int) -> None:
+        self._over = threading.Event()
+        self._pid = pid
+        threading.Thread(target=self._reap, name="rehearsal", daemon=True).start()
+
+    def _reap(self) -> None:
+        with suppress(ChildProcessError):
+            _, status = os.waitpid(self._pid, 0)
+            if status:
+                _log.debug(
+                    "compiling kernels ahead failed (status %d): they are compiled as they are met", status
+                )
+        self._over.set()
+
+    def wait(self) -> None:
+        """Until the kernels are compiled, or it is plain that they will not be."""
+        if not self._over.wait(_MOST_S):
+            _log.debug("compiling kernels ahead takes over %.0f s: going on without", _MOST_S)
+
+
+def rehearse(
+    folder: Path, config: EngineConfig, dtype: torch.dtype, capability: tuple[int, int]
+) -> Rehearsal | None:
+    """Begin; None where processes cannot be forked.
+
+    Args:
+        folder, dtype: of the model that is about to be loaded.
+        capability: of the device.
+    """
+    if not hasattr(os, "fork"):
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # other threads do not follow, and none is needed
+        pid = os.fork()
+    if pid:
+        return Rehearsal(pid)
+    status = 1
+    try:
+        quiet = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):
+            os.dup2(quiet, stream)
+        with collecting(capability) as jobs:
+            launch_everything(
+                read_spec(folder), config, dtype, stored_quantization(folder, config.quantization)
+            )
+            compile_side_by_side(jobs, min(os.cpu_count() or 1, _MOST_WORKERS))
+        status = 0
+    finally:
+        os._exit(status)
+
+
+@torch.inference_mode()
+def launch_everything(spec: ModelSpec, config: EngineConfig, dtype: torch.dtype, quantization: str) -> None:
+    """One step of every size that `CudaRunner` captures, and one too large for that, on tensors without memory."""
+    windows = sorted({spec.window(i) for i in range(spec.num_layers)}, key=str)
+    spec = replace(spec, num_layers=len(windows), sliding_windows=tuple(windows))
+    max_model_len = config.max_model_len or spec.max_position
+    decoder = CudaDecoder(
+        _decoder(spec, dtype, quantization),
+        max_num_seqs=config.max_num_seqs, max_tokens=config.max_num_batched_tokens, max_model_len=max_model_len,
+    )  # fmt: skip
+    kv = allocate_kv_cache(
+        spec, 2, config.block_size, model_dtype=dtype, device=_META, kv_quantization=config.kv_quantization
+    )
+    width = -(-max_model_len // config.block_size // 16) * 16 or 16
+    rows = config.max_num_seqs
+    rules = MAX_DEVICE_RULES + len(spec.eos_token_ids)
+    sampling = SamplingRows.allocate(rows, spec.vocab_size, rules, _META)
+    state = RowState(
+        tokens=_int32(rows), positions=_int32(rows), limits=_int32(rows), block_tables=_int32(rows, width),
+        sampling=sampling,
+    )  # fmt: skip
+    shapes = [(tokens, min(VARLEN_SEQUENCES, rows), min(tokens, 128)) for tokens in VARLEN_TOKENS]
+    shapes.append((config.max_num_batched_tokens, 2, 2))
+    with mock.patch.object(torch, "_scaled_mm", return_value=None):  # has no form without memory
+        for size in ladder(rows):
+            with suppress(Exception):  # another size may be of other kernels
+                step = DecodeStep(_int32(size), _int32(size), _int32(MAX_BURST, size))
+                decoder.decode(state, step, kv)
+        for tokens, sequences, wanted in shapes:
+            with suppress(Exception):
+                _varlen(decoder, kv, sampling, tokens, sequences, wanted, width)
+
+
+def _varlen(
+    decoder: CudaDecoder,
+    kv: KVCache,
+    rows: SamplingRows,
+    tokens: int,
+    sequences: int,
+    wanted: int,
+    width: int,
+) -> None:
+    batch = Batch(
+        token_ids_T=_int32(tokens), positions_T=_int32(tokens), slot_mapping_T=_int32(tokens),
+        query_start=_int32(sequences + 1), context_lens_S=_int32(sequences), block_tables_SM=_int32(sequences, width),
+        logit_rows_R=_int32(wanted), max_query_len=0, max_context_len=0,
+    )  # fmt: skip
+    tiles = Tiles(*(_int32(sequences) for _ in range(4)))
+    logits = decoder.forward_tiles(batch, kv, tiles)
+    decoder.choose(logits, batch, _int32(wanted), rows)
+
+
+def _int32(*shape: int) -> torch.Tensor:
+    return torch.empty(shape, dtype=torch.int32, device=_META)
+
+
+def _decoder(spec: ModelSpec, dtype: torch.dtype, quantization: str) -> Decoder:
+    """A decoder of that shape whose weights have no memory."""
+
+    def tensor(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=_META)
+
+    def linear(n: int, k: int, bias: bool = False) -> Linear:
+        vector = tensor(n) if bias else None
+        scale = tensor(n, dtype=torch.float32)
+        if quantization == "fp8":
+            return Fp8Weight(tensor(n, k, dtype=torch.float8_e4m3fn), scale, vector)
+        if quantization in ("int8", "int8-weight-only"):
+            return Int8Weight(tensor(n, k, dtype=torch.int8), scale, vector, quantization == "int8")
+        return DenseWeight(tensor(n, k), vector)
+
+    heads, kv, dim, hidden, inter = (
+        spec.num_heads, spec.num_kv_heads, spec.head_dim, spec.hidden_size, spec.intermediate_size,
+    )  # fmt: skip
+    layers = tuple(
+        LayerWeights(
+            input_norm=tensor(hidden),
+            qkv=linear((heads + 2 * kv) * dim, hidden, spec.qkv_bias),
+            q_norm=tensor(dim) if spec.qk_norm else None,
+            k_norm=tensor(dim) if spec.qk_norm else None,
+            o=linear(hidden, heads * dim),
+            post_norm=tensor(hidden),
+            gate_up=linear(2 * inter, hidden),
+            down=linear(hidden, inter),
+            window=spec.window(index),
+        )
+        for index in range(spec.num_layers)
+    )
+    output = tensor(spec.vocab_size, hidden)
+    head = DenseWeight(output) if quantization == "fp8" else linear(spec.vocab_size, hidden)
+    weights = DecoderWeights(
+        embedding=output, layers=layers, final_norm=tensor(hidden), head=head,
+        inv_freq=tensor(dim // 2, dtype=torch.float32),
+    )  # fmt: skip
+    return Decoder(spec, weights, device=_META, dtype=dtype)
+
+
+def stored_quantization(folder: Path, asked: str) -> str:
+    """The format of a checkpoint's own linear layers, as `quantization` names it; `asked` where they are dense."""
+    scheme = read_scheme(folder)
+    if scheme is None:
+        return asked
+    for shard in sorted(folder.glob("*.safetensors")):
+        with safe_open(shard, "pt") as file:
+            for name in tuple(file.keys()):
+                if name.endswith("o_proj.weight"):
+                    eight_bit = "int8" if scheme.dynamic_activations else "int8-weight-only"
+                    kinds = {"F8_E4M3": "fp8", "I8": eight_bit}
+                    return kinds.get(file.get_slice(name).get_dtype(), "none")
+    return "none"

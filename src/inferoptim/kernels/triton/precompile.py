@@ -1,0 +1,110 @@
+"""Kernels compiled ahead of their first launch: side by side, by processes that never touch a GPU, into Triton's cache.
+
+Works on tensors of the device "meta": a launch tells Triton types, alignments and constants, and that is all it compiles by.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
+
+from inferoptim.kernels.triton import launch
+
+_MOST_JOBS = 256  # a job's number is one byte in a pipe
+
+
+class Job(NamedTuple):
+    """One kernel to compile."""
+
+    name: str
+    run: Callable[[], None]
+
+
+class _NoDevice:
+    """What Triton asks of a driver while it compiles and does not launch."""
+
+    def __init__(self, capability: tuple[int, int]) -> None:
+        self._target = GPUTarget("cuda", 10 * capability[0] + capability[1], 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self._target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@contextmanager
+def collecting(capability: tuple[int, int]) -> Iterator[list[Job]]:
+    """Within, launches are noted instead of made; each kernel that would be compiled for them is one job of the list.
+
+    Args:
+        capability: of the device that the kernels are for.
+    """
+    jobs = [Job("the driver's functions", _compile_utils)]
+    seen: set[tuple[int, str]] = set()
+    real = JITFunction.run
+
+    def note(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        binder = kernel.device_caches[0][-1]
+        _, specialization, options = binder(
+            *args, **kwargs, debug=kernel.debug, instrumentation_mode=triton.knobs.compilation.instrumentation_mode
+        )  # fmt: skip
+        key = (id(kernel), f"{specialization}{options}")
+        if key not in seen:
+            seen.add(key)
+            jobs.append(Job(kernel.__name__, lambda: _compile(real, kernel, args, kwargs)))
+
+    before = driver._active
+    driver.set_active(_NoDevice(capability))
+    JITFunction.run = note
+    launch.compiling_for = capability
+    try:
+        yield jobs
+    finally:
+        JITFunction.run = real
+        driver._active = before
+        launch.compiling_for = None
+
+
+def _compile_utils() -> None:
+    from triton.backends.nvidia.driver import CudaUtils
+
+    CudaUtils()
+
+
+def _compile(real: Any, kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    compiled = real(kernel, *args, grid=None, warmup=True, **kwargs)
+    from triton.backends.nvidia.driver import CudaLauncher
+
+    CudaLauncher(compiled.src, compiled.metadata)  # the C function that launches it is compiled, too
+
+
+def compile_side_by_side(jobs: list[Job], workers: int) -> None:
+    """Do the jobs in forked processes, which end with them. What fails is left to the first launch.
+
+    For a process that does nothing else: it must hold no lock and no CUDA context that the forked ones could want.
+    """
+    take, put = os.pipe()
+    os.write(put, bytes(range(min(len(jobs), _MOST_JOBS))))
+    os.close(put)
+    children = []
+    for _ in range(min(workers, len(jobs))):
+        child = os.fork()
+        if child == 0:
+            while number := os.read(take, 1):
+                with suppress(Exception):
+                    jobs[number[0]].run()
+            os._exit(0)
+        children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
