@@ -6,7 +6,7 @@ import pytest
 from benchmarks.gpu.shapes import hf_config
 
 from inferoptim.config import EngineConfig
-from inferoptim.engine.gpu_memory import check_fits, kv_budget, needs
+from inferoptim.engine.gpu_memory import check_fits, kv_budget, logit_rows, needs
 from inferoptim.errors import CapacityError
 from inferoptim.models.spec import spec_from_config
 from inferoptim.units import GIB
@@ -65,3 +65,10 @@ def test_other_processes_on_the_card_are_named() -> None:
     with pytest.raises(CapacityError, match=r"held by other processes.*nvidia-smi") as caught:
         check_fits(need, 8 * GIB, config(kv_budget_bytes=None), "card", others_bytes=70 * GIB)
     assert "kv_budget_bytes" not in str(caught.value)  # there is none to lower
+
+
+def test_speculation_keeps_room_for_the_logits_of_its_proposals() -> None:
+    assert logit_rows(config(max_num_seqs=64)) == 64
+    assert logit_rows(config(max_num_seqs=8, speculative="prompt-lookup", num_speculative_tokens=4)) == 40
+    assert logit_rows(config(max_num_seqs=256, speculative="prompt-lookup")) == 512
+    assert logit_rows(config(max_num_seqs=1024, speculative="prompt-lookup")) == 1024

@@ -129,9 +129,8 @@ class StaticVarlen:
         max_sequences: most sequences of such a step.
         table_width: blocks in a table, a multiple of 16.
         tile_tokens: queries in a tile.
+        max_logit_rows: rows of logits that such a step may want; every token's, when a step verifies proposals.
     """
-
-    MAX_LOGIT_ROWS = 128
 
     def __init__(
         self,
@@ -139,9 +138,11 @@ class StaticVarlen:
         max_sequences: int,
         table_width: int,
         tile_tokens: int,
+        max_logit_rows: int,
         device: torch.device,
     ) -> None:
         self._max_sequences = max_sequences
+        self._max_logit_rows = max_logit_rows
         self._width = table_width
         self._tile_tokens = tile_tokens
         words = max(self._layout(size)[-1] for size in sizes) + max_sequences * table_width
@@ -151,7 +152,7 @@ class StaticVarlen:
     def _sizes(self, size: int) -> list[int]:
         s = self._max_sequences
         tiles = size // self._tile_tokens + s
-        rows = min(size, self.MAX_LOGIT_ROWS)
+        rows = min(size, self._max_logit_rows)
         return [size, size, size, s + 1, s, rows, rows, *(tiles,) * 4]
 
     def _layout(self, size: int) -> list[int]:
@@ -161,7 +162,7 @@ class StaticVarlen:
         """Whether the step fits the layout of `size`."""
         return (
             step.indices.context_lens.size <= self._max_sequences
-            and step.indices.logit_rows.size <= min(size, self.MAX_LOGIT_ROWS)
+            and step.indices.logit_rows.size <= min(size, self._max_logit_rows)
             and step.indices.block_tables.shape[1] <= self._width
         )
 
@@ -175,7 +176,8 @@ class StaticVarlen:
     def fill(self, step: TiledIndices | None, size: int) -> None:
         """Put a step in its place; what is padded belongs to nobody and writes nothing. None: nothing but padding."""
         layout = self._layout(size)
-        words = layout[-1] + self._max_sequences * self._width
+        count = 0 if step is None else step.indices.context_lens.size
+        words = layout[-1] + count * self._width  # nobody reads the tables of sequences that are not there
         host = self._ring.take()[:words]
         view = host.numpy()
         view[:] = 0
@@ -184,9 +186,8 @@ class StaticVarlen:
         if step is not None:
             for array, start in zip(step.arrays, layout[:-1], strict=True):
                 view[start : start + array.size] = array
-            count = step.indices.context_lens.size
             view[layout[3] + count : layout[4]] = step.indices.query_start[-1]  # sequences without queries
             tables = step.indices.block_tables
-            view[layout[-1] :].reshape(-1, self._width)[:count, : tables.shape[1]] = tables
+            view[layout[-1] :].reshape(count, self._width)[:, : tables.shape[1]] = tables
         self._device_words[:words].copy_(host, non_blocking=True)
         self._ring.used_now()

@@ -39,7 +39,17 @@ _HOST_MARGIN = 1.5  # and longer, by this factor, than the host takes to book on
 _FIRST_BURST = 4  # before the first measurement
 # varlen steps of few tokens are captured, too: launching their kernels takes longer than running them
 VARLEN_TOKENS = (16, 32, 64, 128, 256, 512)
-VARLEN_SEQUENCES = 16
+VARLEN_SEQUENCES = 64
+_VARLEN_LOGIT_ROWS = 128
+
+
+def varlen_logit_rows(kept: int, verifies: bool) -> int:
+    """Rows of logits in a captured varlen step: every token's, when such steps verify proposals.
+
+    Args:
+        kept: rows that the decoder keeps room for.
+    """
+    return kept if verifies else _VARLEN_LOGIT_ROWS
 
 
 @dataclass(slots=True)
@@ -112,7 +122,12 @@ class CudaRunner(Runner):
             self._decode_graphs = GraphLadder(ladder(rows), self._decode_eager, pool)
             self._varlen_graphs = GraphLadder(list(VARLEN_TOKENS), self._varlen_static, pool)
             self._static = StaticVarlen(
-                VARLEN_TOKENS, min(VARLEN_SEQUENCES, rows), width, decoder.tile_tokens, device
+                VARLEN_TOKENS,
+                min(VARLEN_SEQUENCES, rows),
+                width,
+                decoder.tile_tokens,
+                varlen_logit_rows(decoder.max_logit_rows, fields["max_draft"] > 0),
+                device,
             )
 
     @torch.inference_mode()

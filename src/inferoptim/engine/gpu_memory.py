@@ -14,6 +14,16 @@ _LIBRARIES_BYTES = (
 )
 
 
+MOST_VERIFIED = 512  # tokens of the largest verifying step that is captured
+
+
+def logit_rows(config: EngineConfig) -> int:
+    """Rows of logits that a GPU keeps room for: one a sequence, and with speculation one for every proposal."""
+    verified = config.max_num_seqs * (1 + config.num_speculative_tokens)
+    more = min(verified, MOST_VERIFIED) if config.speculative != "none" else 0
+    return max(config.max_num_seqs, more)
+
+
 @dataclass(frozen=True, slots=True)
 class Needs:
     """Bytes on the device."""
@@ -49,8 +59,9 @@ def needs(spec: ModelSpec, config: EngineConfig, element_bytes: int, token_bytes
     eight_bit = spec.hidden_size + spec.num_heads * spec.head_dim + spec.intermediate_size
     tokens = max(config.max_num_batched_tokens, config.max_num_seqs)
     step = tokens * (width * element_bytes + (eight_bit if config.quantization != "none" else 0))
-    # logits, probabilities and token counts of every row
-    step += config.max_num_seqs * spec.vocab_size * (element_bytes + 6) + _LIBRARIES_BYTES
+    # logits and probabilities of every row of logits, token counts of every sequence
+    rows = logit_rows(config) * (element_bytes + 4) + config.max_num_seqs * 2
+    step += rows * spec.vocab_size + _LIBRARIES_BYTES
     return Needs(weights, kv_cache, step)
 
 

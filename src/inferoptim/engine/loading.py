@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from inferoptim.config import DEFAULT_KV_BUDGET_BYTES, EngineConfig
-from inferoptim.engine.gpu_memory import check_fits, kv_budget, needs
+from inferoptim.engine.gpu_memory import check_fits, kv_budget, logit_rows, needs
 from inferoptim.engine.kv_cache import bytes_per_token
 from inferoptim.engine.runner import DecoderLike
 from inferoptim.errors import ConfigError, UnsupportedError
@@ -156,6 +156,7 @@ def _compile(decoder: Decoder, config: EngineConfig) -> DecoderLike:
             max_num_seqs=config.max_num_seqs,
             max_tokens=config.max_num_batched_tokens,
             max_model_len=config.max_model_len or decoder.spec.max_position,
+            max_logit_rows=logit_rows(config),
         )
     if not config.compiled_step:
         return without_groups(decoder)

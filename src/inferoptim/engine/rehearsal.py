@@ -21,7 +21,8 @@ from safetensors import safe_open
 
 from inferoptim.config import MAX_DEVICE_RULES, EngineConfig
 from inferoptim.engine.cuda_graphs import ladder
-from inferoptim.engine.cuda_runner import MAX_BURST, VARLEN_SEQUENCES, VARLEN_TOKENS
+from inferoptim.engine.cuda_runner import MAX_BURST, VARLEN_SEQUENCES, VARLEN_TOKENS, varlen_logit_rows
+from inferoptim.engine.gpu_memory import logit_rows
 from inferoptim.engine.kv_cache import allocate_kv_cache
 from inferoptim.kernels.triton.precompile import collecting, compile_side_by_side
 from inferoptim.kernels.triton.sampling import SamplingRows
@@ -102,6 +103,7 @@ def launch_everything(spec: ModelSpec, config: EngineConfig, dtype: torch.dtype,
     decoder = CudaDecoder(
         _decoder(spec, dtype, quantization),
         max_num_seqs=config.max_num_seqs, max_tokens=config.max_num_batched_tokens, max_model_len=max_model_len,
+        max_logit_rows=logit_rows(config),
     )  # fmt: skip
     kv = allocate_kv_cache(
         spec, 2, config.block_size, model_dtype=dtype, device=_META, kv_quantization=config.kv_quantization
@@ -114,7 +116,8 @@ def launch_everything(spec: ModelSpec, config: EngineConfig, dtype: torch.dtype,
         tokens=_int32(rows), positions=_int32(rows), limits=_int32(rows), block_tables=_int32(rows, width),
         sampling=sampling,
     )  # fmt: skip
-    shapes = [(tokens, min(VARLEN_SEQUENCES, rows), min(tokens, 128)) for tokens in VARLEN_TOKENS]
+    wanted = varlen_logit_rows(decoder.max_logit_rows, config.speculative != "none")
+    shapes = [(tokens, min(VARLEN_SEQUENCES, rows), min(tokens, wanted)) for tokens in VARLEN_TOKENS]
     shapes.append((config.max_num_batched_tokens, 2, 2))
     with mock.patch.object(torch, "_scaled_mm", return_value=None):  # has no form without memory
         for size in ladder(rows):

@@ -60,7 +60,8 @@ class CudaDecoder:
 
     Args:
         decoder: on a CUDA device, bfloat16 or float16, dense, int8 or fp8.
-        max_num_seqs: most rows of logits in one step.
+        max_num_seqs: most rows of a decode step.
+        max_logit_rows: most rows of logits in one usual step, not under `max_num_seqs`; default: as many.
         max_tokens: tokens of the largest usual step; larger ones work and allocate memory for themselves.
         max_model_len: positions to prepare rotations for.
 
@@ -68,7 +69,15 @@ class CudaDecoder:
         UnsupportedError: see `unsupported`.
     """
 
-    def __init__(self, decoder: Decoder, *, max_num_seqs: int, max_tokens: int, max_model_len: int) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        *,
+        max_num_seqs: int,
+        max_tokens: int,
+        max_model_len: int,
+        max_logit_rows: int | None = None,
+    ) -> None:
         if (reason := unsupported(decoder)) is not None:
             raise UnsupportedError(f"CUDA kernels: {reason}; use kernels=torch")
         spec, weights = decoder.spec, decoder.weights
@@ -89,19 +98,17 @@ class CudaDecoder:
         self._fp8_columns = {id(w): w.scale * _FP8_SHRINK for w in linears if isinstance(w, Fp8Weight)}
         self._fused_rope = not spec.qk_norm
         self._buffers = _Buffers(self, max(max_tokens, max_num_seqs, _MIN_INT_MM_ROWS))
-        self._max_rows = max_num_seqs
-        shares = max(-(-spec.vocab_size // sampling.SHARE) * max_num_seqs, spec.vocab_size * gemv.MAX_ROWS)
+        self.max_logit_rows = most = max_logit_rows or max_num_seqs
+        shares = max(-(-spec.vocab_size // sampling.SHARE) * most, spec.vocab_size * gemv.MAX_ROWS)
         self._best = torch.empty(shares, dtype=torch.float32, device=self.device)
         self._best_at = torch.empty(shares, dtype=torch.int32, device=self.device)
-        self._probs = torch.empty(max_num_seqs, spec.vocab_size, dtype=torch.float32, device=self.device)
-        self._logits = torch.empty(max_num_seqs, spec.vocab_size, dtype=self.dtype, device=self.device)
+        self._probs = torch.empty(most, spec.vocab_size, dtype=torch.float32, device=self.device)
+        self._logits = torch.empty(most, spec.vocab_size, dtype=self.dtype, device=self.device)
         self._head_rows = torch.empty(
-            max(max_num_seqs, _MIN_INT_MM_ROWS), spec.hidden_size, dtype=_activation_dtype(weights.head, self.dtype),
+            max(most, _MIN_INT_MM_ROWS), spec.hidden_size, dtype=_activation_dtype(weights.head, self.dtype),
             device=self.device,
         )  # fmt: skip
-        self._head_scale = torch.empty(
-            max(max_num_seqs, _MIN_INT_MM_ROWS), dtype=torch.float32, device=self.device
-        )
+        self._head_scale = torch.empty(max(most, _MIN_INT_MM_ROWS), dtype=torch.float32, device=self.device)
         self._scratch = attention.DecodeScratch.allocate(
             max_num_seqs, spec.num_heads, spec.num_kv_heads, spec.head_dim, self.device
         )
@@ -294,7 +301,7 @@ class CudaDecoder:
     def _head(self, b: _Buffers, logit_rows_R: torch.Tensor | None, rest: _Rest | None) -> torch.Tensor:
         """Final norm and logits [R, V] of the wanted rows, or of all."""
         rows = b.x.shape[0] if logit_rows_R is None else logit_rows_R.shape[0]
-        if rows > self._max_rows:  # every position of a prompt (prompt logprobs, the quality gate)
+        if rows > self.max_logit_rows:  # every position of a prompt (prompt logprobs, the quality gate)
             padded = max(rows, _MIN_INT_MM_ROWS)
             h = torch.empty(padded, self.spec.hidden_size, dtype=self._head_rows.dtype, device=self.device)[
                 :rows
@@ -360,7 +367,7 @@ class CudaDecoder:
 
     def _scratch_of_choice(self, rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(best, where, probabilities) for that many rows of logits."""
-        if rows <= self._max_rows:
+        if rows <= self.max_logit_rows:
             return self._best, self._best_at, self._probs[:rows]
         shares = rows * -(-self.spec.vocab_size // sampling.SHARE)
         return (

@@ -1,0 +1,78 @@
+"""The indices of a small step in their fixed places: what a captured step reads is what an uploaded one would."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from inferoptim.engine import cuda_batch
+from inferoptim.engine.cuda_batch import StaticVarlen, TiledIndices, to_device
+from inferoptim.engine.runner import StepIndices
+from inferoptim.models.tiles import tile_arrays
+
+CPU = torch.device("cpu")
+TILE = 4
+
+
+class NoEvent:
+    def synchronize(self) -> None: ...
+
+
+def step(counts: list[int], contexts: list[int], wanted: list[int]) -> TiledIndices:
+    total = sum(counts)
+    ints = np.arange(100, 100 + total, dtype=np.int32)
+    indices = StepIndices(
+        token_ids=ints,
+        positions=ints + 1,
+        slot_mapping=ints + 2,
+        query_start=np.cumsum([0, *counts]).astype(np.int32),
+        context_lens=np.array(contexts, dtype=np.int32),
+        block_tables=np.arange(len(counts) * 5, dtype=np.int32).reshape(-1, 5) + 7,
+        logit_rows=np.array(wanted, dtype=np.int32),
+        max_query_len=max(counts),
+        max_context_len=max(contexts),
+    )
+    return TiledIndices.of(indices, np.arange(len(wanted), dtype=np.int32), TILE)
+
+
+def test_tiles_cover_every_query_once_and_the_wanted_ones_hold_the_wanted_tokens() -> None:
+    starts = np.array([0, 9, 10, 18], dtype=np.int32)
+    sequence, wanted_sequence, start, wanted_start = tile_arrays(starts, TILE, np.array([8, 9, 12, 13]))
+    covered = [starts[s] + at + i for s, at in zip(sequence, start, strict=True) for i in range(TILE)]
+    inside = [t for t, s in zip(covered, np.repeat(sequence, TILE), strict=True) if t < starts[s + 1]]
+    assert inside == list(range(18))
+    assert list(zip(wanted_sequence, wanted_start, strict=True)) == [(0, 8), (1, 0), (2, 0)]
+    none = tile_arrays(starts, TILE, np.zeros(0, dtype=np.int32))
+    assert none[1].size == none[3].size == 0
+
+
+def test_a_step_in_its_fixed_places_is_the_step_that_is_uploaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_batch, "recorded_event", NoEvent)
+    static = StaticVarlen((16, 64), 12, 16, TILE, 64, CPU)
+    crowded = step([6] * 9, [30] * 9, list(range(54)))  # nine sequences that verify five proposals each
+    short = step([3, 1], [3, 20], [2, 3])
+    assert static.holds(crowded, 64)
+    assert not static.holds(step([1] * 13, [2] * 13, [0]), 16)
+    for filled, size in ((crowded, 64), (short, 16), (crowded, 64)):
+        static.fill(filled, size)
+        batch, tiles, slots = static.views(size)
+        other, other_tiles, other_slots = to_device(filled, CPU)
+        tokens, rows = other.token_ids_T.numel(), other.logit_rows_R.numel()
+        sequences = other.context_lens_S.numel()
+        for name in ("token_ids_T", "positions_T", "slot_mapping_T"):
+            assert torch.equal(getattr(batch, name)[:tokens], getattr(other, name))
+        assert (batch.slot_mapping_T[tokens:] == -1).all()
+        assert torch.equal(batch.logit_rows_R[:rows], other.logit_rows_R)
+        assert torch.equal(slots[:rows], other_slots)
+        assert (slots[rows:] == -1).all()
+        assert torch.equal(batch.query_start[: sequences + 1], other.query_start)
+        assert torch.equal(batch.context_lens_S[:sequences], other.context_lens_S)
+        assert torch.equal(batch.block_tables_SM[:sequences, :5], other.block_tables_SM[:, :5])
+        for part in ("sequence", "wanted_sequence", "start", "wanted_start"):
+            mine, theirs = getattr(tiles, part), getattr(other_tiles, part)
+            assert torch.equal(mine[: theirs.numel()], theirs)
+        for owners, real in (
+            (tiles.sequence, other_tiles.sequence), (tiles.wanted_sequence, other_tiles.wanted_sequence),
+        ):  # fmt: skip
+            assert (owners[real.numel() :] == -1).all()
