@@ -119,19 +119,23 @@ def test_products_above_the_limit_stay_dense_and_are_ignored_by_other_engines(
     assert LLM(EngineConfig.create(model=str(tmp_path / "kept"))).generate("The quick").token_ids
 
 
-def test_the_most_sensitive_products_stay_dense_up_to_the_share(model: Path, tmp_path: Path) -> None:
+def test_the_most_sensitive_products_stay_dense_up_to_the_share(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = {**RECIPES["fp8"], "keep_share": 0.3}
     artefact = build_artefact(request(model, tmp_path / "built", recipe))
-    drifts = {(e.layer, p): d for e in artefact.layers for p, d in e.sensitivity.items()}
+    alone = {(e.layer, p): s.kl_nats for e in artefact.layers for p, s in e.sensitivity.items()}
     kept = {(e.layer, p) for e in artefact.layers for p in e.kept}
-    assert len(drifts) == 8
+    assert len(alone) == 8
     assert 0 < len(kept) < 8
     elements = {"qkv": 64 * 128, "o": 64 * 64, "gate_up": 64 * 256, "down": 64 * 128}
     assert sum(elements[p] for _, p in kept) <= 0.3 * 2 * sum(elements.values())
-    assert max(drifts, key=lambda key: drifts[key] ** 2 / elements[key[1]]) in kept
-    left = [t.squared_drift_left for t in artefact.trade_off]
-    assert left[0] == 1
+    assert max(alone, key=lambda key: alone[key] / elements[key[1]]) in kept
+    left = [t.kl_nats_left for t in artefact.trade_off]
+    assert left[0] == pytest.approx(sum(alone.values()), rel=1e-4)
     assert left == sorted(left, reverse=True)
+    assert main(["inspect", str(tmp_path / "built")]) == 0
+    assert "Where the loss comes from" in capsys.readouterr().out
 
 
 def test_tuned_and_timed_on_this_machine_and_told_apart_on_another(

@@ -46,6 +46,14 @@ class Calibration(Part):
     fingerprint: str
 
 
+class ProductSensitivity(Part):
+    """What quantising one product alone would add to KL(source || artefact), estimated; rounded to nearest."""
+
+    kl_nats: float
+    inputs_kl_nats: float = Field(description="Its inputs rounded alone.")
+    weights_kl_nats: float = Field(description="Its weight rounded alone.")
+
+
 class LayerError(Part):
     """A layer after quantisation."""
 
@@ -53,9 +61,8 @@ class LayerError(Part):
     drift: float = Field(description="‖x_quantised − x‖ / ‖x‖ of the residual stream after this layer.")
     products: dict[str, float] = Field(description="‖y_quantised − y‖ / ‖y‖ of each product's output.")
     kept: tuple[str, ...] = Field((), description="Products left in the model's type.")
-    sensitivity: dict[str, float] = Field(
-        default_factory=dict,
-        description="Each product quantised alone: root mean square over tokens of the drift after this layer.",
+    sensitivity: dict[str, ProductSensitivity] = Field(
+        default_factory=dict, description="By product; measured with keep_share only."
     )
     alphas: dict[str, float] = Field(
         default_factory=dict, description="SmoothQuant exponents; 0 = not smoothed."
@@ -63,11 +70,11 @@ class LayerError(Part):
 
 
 class TradeOff(Part):
-    """What leaving the most sensitive products in the model's type would remove of the drift that single products cause."""
+    """What would be left of the products' estimated KL, were the most sensitive ones left in the model's type."""
 
     share: float = Field(description="Of the linear weights.")
     products: int
-    squared_drift_left: float
+    kl_nats_left: float
 
 
 class Quality(Part):

@@ -193,7 +193,7 @@ def _quantise(
         layers.append(layer)
     writer.add("model.norm.weight", source.tensor("model.norm.weight").to(dtype))
     if not source.spec.tied_embeddings:
-        writer.add("lm_head.weight", source.tensor("lm_head.weight").to(dtype))
+        writer.add("lm_head.weight", source.head().to(dtype))
     writer.close()
     return layers, writer.total_bytes
 
@@ -288,7 +288,7 @@ def _layer_error(index: int, layer: QuantisedLayer, sensitivity: list[Sensitivit
         drift=_rounded(layer.drift),
         products={r.product: _rounded(r.error) for r in layer.reports},
         kept=tuple(r.product for r in layer.reports if r.kept),
-        sensitivity={s.product: _rounded(s.drift) for s in sensitivity if s.layer == index},
+        sensitivity={s.product: s.part() for s in sensitivity if s.layer == index},
         alphas={r.product: r.alpha for r in layer.reports if r.alpha is not None},
     )
 

@@ -51,6 +51,10 @@ class Layer:
         parts = [self.tensors[f"{module}.weight"] for module in PRODUCTS[product]]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
+    def exact(self, product: str, x: torch.Tensor) -> torch.Tensor:
+        """A product as it is, without bias: x [..., K] → [..., N]."""
+        return F.linear(x, self.weight(product))
+
     def set_weight(self, product: str, weight_NK: torch.Tensor) -> None:
         """Put a changed weight in the place of a product's modules."""
         names = [f"{module}.weight" for module in PRODUCTS[product]]
@@ -118,11 +122,45 @@ class SourceModel:
             embedding: torch.Tensor = file.get_tensor("model.embed_tokens.weight")
             return F.embedding(tokens_BL, embedding).float()
 
-    @torch.inference_mode()
+    def head(self) -> torch.Tensor:
+        """The output head [V, H] in its stored type; the embedding, where they are one."""
+        return self.tensor("model.embed_tokens.weight" if self.spec.tied_embeddings else "lm_head.weight")
+
+    @torch.no_grad()
     def run(
         self, layer: Layer, x_BLH: torch.Tensor, product: Product, observe_kv: ObserveKV | None = None
     ) -> torch.Tensor:
         """The layer's output [B, L, H]; every product goes through `product`."""
+        return self._run(layer, x_BLH, product, observe_kv)
+
+    def gradients(
+        self, layer: Layer, x_BLH: torch.Tensor, gradient_BLH: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+        """Back through one layer.
+
+        Args:
+            gradient_BLH: of some number with respect to the layer's output.
+
+        Returns:
+            (its gradient with respect to the layer's input; for each product its inputs [B, L, K] and the number's gradient
+            with respect to its outputs [B, L, N]).
+        """
+        inputs: dict[str, torch.Tensor] = {}
+        outputs: dict[str, torch.Tensor] = {}
+
+        def product(name: str, x: torch.Tensor) -> torch.Tensor:
+            inputs[name], outputs[name] = x.detach(), layer.exact(name, x)
+            return outputs[name]
+
+        with torch.enable_grad():
+            x = x_BLH.detach().requires_grad_()
+            out = self._run(layer, x, product)
+            first, *rest = torch.autograd.grad(out, [x, *outputs.values()], gradient_BLH)
+        return first, {name: (inputs[name], g) for name, g in zip(outputs, rest, strict=True)}
+
+    def _run(
+        self, layer: Layer, x_BLH: torch.Tensor, product: Product, observe_kv: ObserveKV | None = None
+    ) -> torch.Tensor:
         spec, tensors = self.spec, layer.tensors
         eps, (batch, length, _) = spec.rms_norm_eps, x_BLH.shape
         h = stock.rms_norm(x_BLH, tensors["input_layernorm.weight"], eps)
@@ -152,7 +190,7 @@ class SourceModel:
 
         def record(name: str, x: torch.Tensor) -> torch.Tensor:
             inputs[name] = x.flatten(0, -2)
-            return F.linear(x, layer.weight(name))
+            return layer.exact(name, x)
 
         return self.run(layer, x_BLH, record), inputs
 

@@ -74,7 +74,7 @@ def build(
             min=0,
             max=1,
             help="Leave the most sensitive products in the model's type, up to this share of the linear weights (e.g. 0.1); "
-            "0: measure sensitivity and show the trade-off only.",
+            "0: show where the loss would come from, and the trade-off, only.",
         ),
     ] = None,
     calibration: Annotated[
@@ -253,7 +253,7 @@ def _print(artefact: Artefact, folder: Path, *, json: bool, verified: bool = Tru
     else:
         tables.append(_speed(artefact.benchmark))
     if artefact.trade_off:
-        tables.append(_trade_off(artefact))
+        tables += [_where_from(artefact), _trade_off(artefact)]
     tables.append(_worst_layers(artefact))
     kept = [f"{layer.layer}.{product}" for layer in artefact.layers for product in layer.kept]
     notes = list(artefact.warnings)
@@ -275,12 +275,36 @@ def _speed(benchmark: Benchmark) -> Table:
 
 
 def _trade_off(artefact: Artefact) -> Table:
-    rows = [(f"{t.share:.0%}", str(t.products), f"{t.squared_drift_left:.0%}") for t in artefact.trade_off]
+    total = artefact.trade_off[0].kl_nats_left or 1.0
+    rows = [
+        (f"{t.share:.0%}", str(t.products), f"{t.kl_nats_left:.4f}", f"{t.kl_nats_left / total:.0%}")
+        for t in artefact.trade_off
+    ]
     return Table(
-        f"What leaving the most sensitive products in {artefact.source.dtype} would remove (--keep-share)",
-        ("share of linear weights", "products", "squared drift left"),
+        f"What leaving the most sensitive products in {artefact.source.dtype} would leave (--keep-share), each rounded to nearest alone",
+        ("share of linear weights", "products", "estimated KL, nats", ""),
         rows,
     )
+
+
+def _where_from(artefact: Artefact) -> Table:
+    """Estimated KL by product, all layers together."""
+    names = dict.fromkeys(name for layer in artefact.layers for name in layer.sensitivity)
+    rows = []
+    for name in names:
+        of_layers = [layer.sensitivity[name] for layer in artefact.layers]
+        worst = max(artefact.layers, key=lambda layer: layer.sensitivity[name].kl_nats)
+        rows.append(
+            (
+                name,
+                f"{sum(s.inputs_kl_nats for s in of_layers):.4f}",
+                f"{sum(s.weights_kl_nats for s in of_layers):.4f}",
+                f"{sum(s.kl_nats for s in of_layers):.4f}",
+                f"layer {worst.layer}: {worst.sensitivity[name].kl_nats:.4f}",
+            )
+        )
+    columns = ("product", "inputs rounded", "weights rounded", "both", "most sensitive")
+    return Table("Where the loss comes from: estimated KL, nats, layers added up", columns, rows)
 
 
 def _worst_layers(artefact: Artefact) -> Table:

@@ -17,8 +17,14 @@ from inferoptim.quant.grid import Grid, grouped, safe
 ObserverName = Literal["max", "percentile", "mse"]
 OBSERVERS: tuple[ObserverName, ...] = get_args(ObserverName)
 PERCENTILE = 0.9995
-# Clip at these shares of the largest magnitude. An 8-bit grid wastes little on outliers, a 4-bit grid much.
-_SHRINKS = {8: (1.0, 0.97, 0.94, 0.9, 0.85, 0.75), 4: tuple(1.0 - 0.04 * i for i in range(13))}
+# The largest magnitude, times these, meets the end of the grid. Below 1 it is clipped: an integer grid of 8 bits wastes little
+# on outliers, one of 4 bits much. A floating-point grid wastes nothing; a scale only says where between two powers of 2 the
+# values lie, so one octave holds all there is to choose from, without clipping.
+_SHRINKS = {
+    "int8": (1.0, 0.97, 0.94, 0.9, 0.85, 0.75),
+    "int4": tuple(1.0 - 0.04 * i for i in range(13)),
+    "fp8": tuple(2 ** (i / 12) for i in range(12)),
+}
 _QUANTILE_SAMPLE = 1 << 22  # torch.quantile takes at most 2^24 values
 
 
@@ -47,7 +53,7 @@ def weight_scales(
         return torch.quantile(groups.abs(), PERCENTILE, dim=-1) / grid.high
     importance = None if importance_K is None else grouped(importance_K.float()[None], group_size)
     best, least = top / grid.high, torch.full_like(top, torch.inf)
-    for shrink in _SHRINKS[grid.bits]:
+    for shrink in _SHRINKS[grid.name]:
         scale = top * shrink / grid.high
         off = (grid.to_grid(groups / safe(scale)[..., None]) * scale[..., None] - groups).square()
         error = (off if importance is None else off * importance).sum(-1)
@@ -74,7 +80,7 @@ def affine_scales(
     importance = 1.0 if importance_K is None else grouped(importance_K.float()[None], group_size)
     best_scale = best_zero = torch.zeros_like(low)
     least = torch.full_like(low, torch.inf)
-    for shrink in (1.0,) if observer == "max" else _SHRINKS[grid.bits]:
+    for shrink in (1.0,) if observer == "max" else _SHRINKS[grid.name]:
         scale = (high - low) * shrink / (grid.high - grid.low)
         zero = (grid.low - low * shrink / safe(scale)).round().clamp(grid.low, grid.high)
         q = grid.to_grid(groups / safe(scale)[..., None] + zero[..., None])
@@ -102,7 +108,7 @@ def tensor_scale(x: torch.Tensor, grid: Grid, observer: ObserverName) -> torch.T
     step = -(-magnitude.numel() // (1 << 18))
     sample = torch.cat((magnitude[::step], top[None]))
     best, least = top / grid.high, torch.tensor(torch.inf)
-    for shrink in _SHRINKS[grid.bits]:
+    for shrink in _SHRINKS[grid.name]:
         scale = top * shrink / grid.high
         error = (grid.to_grid(sample / scale) * scale - sample).square().sum()
         if error < least:
