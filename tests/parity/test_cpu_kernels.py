@@ -61,6 +61,9 @@ SHAPES = {
     "fp32, heads of 48, window": Shape(3, 3, 48, window=6, block_size=1, threads=3),
     "fp32, heads of 128, norms, one thread": Shape(4, 2, 128, qk_norm=True, threads=1, layers=1),
     "bf16": Shape(6, 2, 64, dtype=torch.bfloat16, hidden=96, sequences=((0, 40), (130, 1), (64, 1), (5, 3))),
+    "bf16, many rows, window": Shape(
+        6, 2, 64, dtype=torch.bfloat16, hidden=96, window=90, sequences=((0, 150), (100, 1), (64, 70))
+    ),
     "bf16, odd heads, int8 KV": Shape(3, 1, 80, dtype=torch.bfloat16, kv=torch.int8, block_size=16),
     "int8": Shape(6, 2, 32, quantization="int8", hidden=192, intermediate=384),
     "int8, ragged inputs, int8 KV": Shape(
@@ -322,6 +325,7 @@ def test_a_ragged_batch_matches_the_oracle(isa: str, name: str):
     [
         "fp32, groups of 5, heads of 16",
         "bf16",
+        "bf16, many rows, window",
         "int8 in bf16, int8 KV, many rows",
         "fp32, many rows, window",
         "4 bits",

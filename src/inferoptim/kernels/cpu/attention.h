@@ -21,6 +21,7 @@ static void attend(const Pairs& p, bool half, const Cache& c, int head, float so
 #if defined(IO_BF16_DOT)
     if constexpr (sizeof(E) < 4)
         if (half && c.dim % 32 == 0) {
+            softmax_scale *= 1.44269504f;  // exponents of two
             if (few) return attend_few<E, true>(p, first, last, c, head, softmax_scale, s);
             return attend_lanes<E, true>(p, first, last, c, head, softmax_scale, s);
         }

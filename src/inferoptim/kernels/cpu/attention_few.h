@@ -106,10 +106,10 @@ static void tile_few(const Tile<E>& tile, const Pairs& p, int begin, int t0, int
         }
         const float before = top[begin + g];
         const float now = top[begin + g] = std::max(before, reduce_max(most));
-        shrink[g] = vexp(splat(before - now))[0];
+        shrink[g] = exponential<HALF>(splat(before - now))[0];
         v16f total = load<v16f>(s.total.data() + 16 * (begin + g)) * shrink[g];
         for (int i = 0; i < 4; ++i) {
-            const v16f e = seen_exp(x[i], splat(now));
+            const v16f e = weight_of<HALF>(x[i], splat(now));
             total += e;
             float scaled[16];
             store(scaled, sizeof(E) == 1 ? e * load<v16f>(s.v_scale + 16 * i) : e);

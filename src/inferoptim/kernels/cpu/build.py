@@ -39,7 +39,15 @@ class Isa:
     flags: tuple[str, ...]
 
 
-_AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512")
+_AVX512 = (
+    "-mavx512f",
+    "-mavx512bw",
+    "-mavx512vl",
+    "-mavx512dq",
+    "-mfma",
+    "-mprfchw",
+    "-mprefer-vector-width=512",
+)
 ISAS = (  # best first; the last one runs on any processor that the compiler targets
     Isa(
         "avx512-vnni-bf16",

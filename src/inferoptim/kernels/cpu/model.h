@@ -268,7 +268,7 @@ struct Model {
         const int dim = s.head_dim, a_unit = widths().heads_a_unit(), panels = a_unit * dim / PANEL;
         gemm(from, layer.qkv, rows, u0 * panels, std::min(u1 * panels, layer.qkv.panels), [&](size_t r, int panel, v16f a, v16f c) {
             put(qkv.data() + (row0 + r) * width(), panel * PANEL, (int)width(), a, c);
-        });
+        }, [&](size_t r, int panel) { return qkv.data() + (row0 + r) * width() + panel * PANEL; });
         const int last = std::min(u1 * a_unit, s.heads + 2 * s.kv_heads);
         for (size_t t = row0; t < row0 + rows; ++t)
             for (int h = u0 * a_unit; h < last; ++h) {
@@ -289,7 +289,8 @@ struct Model {
     void add_product(const Linear& w, const Inputs& from, size_t row0, size_t rows, int task, int count) {
         float* to = x.data() + row0 * s.hidden;
         gemm(from, w, rows, (int)part(w.panels, task, count), (int)part(w.panels, task + 1, count),
-             [&](size_t r, int panel, v16f a, v16f c) { add_to(to + r * s.hidden, panel * PANEL, a, c); });
+             [&](size_t r, int panel, v16f a, v16f c) { add_to(to + r * s.hidden, panel * PANEL, a, c); },
+             [&](size_t r, int panel) { return to + r * s.hidden + panel * PANEL; });
     }
 
     void gate_up_product(const Linear& w, const Inputs& from, float* out, size_t rows, int task, int count) {
@@ -301,7 +302,7 @@ struct Model {
                  if (n >= 16) store(to, y);
                  else
                      for (int j = 0; j < n; ++j) to[j] = y[j];
-             });
+             }, [&](size_t r, int panel) { return out + r * s.intermediate + panel * 16; });
     }
 
     void attention(const Step& b, const Layer& layer, int index, const Piece& piece, Scratch& scratch) {
@@ -333,7 +334,7 @@ struct Model {
         if (!b.greedy) {
             gemm(from, head, b.rows, panel0, panel1, [&](size_t r, int panel, v16f a, v16f c) {
                 put(b.logits + r * (size_t)s.vocab, panel * PANEL, s.vocab, a, c);
-            });
+            }, [](size_t, int) { return (float*)nullptr; });
             return;
         }
         gemm(from, head, b.rows, panel0, panel1, [&](size_t r, int panel, v16f a, v16f c) {
@@ -344,7 +345,7 @@ struct Model {
                 const float value = j < 16 ? a[j] : c[j - 16];
                 if (id < s.vocab && (value > top.first || (value == top.first && id < top.second))) top = {value, id};
             }
-        });
+        }, [](size_t, int) { return (float*)nullptr; });
     }
 
     void put(float* row, int at, int n, v16f a, v16f c) const {
