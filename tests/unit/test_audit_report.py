@@ -26,7 +26,7 @@ from inferoptim.hardware.peaks import device_peaks
 from inferoptim.records.audit_record import AuditRecord
 from inferoptim.records.workload_file import format_workload, load_workload, shipped_workloads
 from inferoptim.report.audit_page import render_audit
-from inferoptim.report.audit_tables import lever_reason
+from inferoptim.report.audit_sentences import lever_reason
 from inferoptim.report.language import Language
 from inferoptim.report.texts import audit_en, audit_fr
 

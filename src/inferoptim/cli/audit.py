@@ -251,16 +251,17 @@ def _print(record: AuditRecord, code: str) -> None:
     from rich.console import Console
     from rich.table import Table as RichTable
 
+    from inferoptim.report import audit_sentences as sentences
     from inferoptim.report import audit_tables as tables
     from inferoptim.report.audit_page import audit_notes
     from inferoptim.report.language import Language
-    from inferoptim.report.tables import Table
+    from inferoptim.report.table import Table
 
     language: Any = Language("fr" if code == "fr" else "en")
     console = Console()
     if record.trace.partial:
-        console.print(tables.partial_sentence(record, language), style="bold", markup=False)
-    console.print(tables.lead(record, language), markup=False, highlight=False)
+        console.print(sentences.partial_sentence(record, language), style="bold", markup=False)
+    console.print(sentences.lead(record, language), markup=False, highlight=False)
 
     def show(title: str, table: Table | None) -> None:
         if table is None:

@@ -10,9 +10,10 @@ from markupsafe import Markup
 
 from inferoptim.records.audit_record import AuditRecord
 from inferoptim.report import audit_figures as figures
+from inferoptim.report import audit_sentences as sentences
 from inferoptim.report import audit_tables as tables
 from inferoptim.report.language import Cell, Language, clean
-from inferoptim.report.tables import Row, Table
+from inferoptim.report.table import Row, Table
 
 DIET_FLOOR = 0.005  # share of prompt tokens below which a finding is not reported
 
@@ -32,8 +33,8 @@ def render_audit(record: AuditRecord, language: Language) -> str:
         record=record,
         css=Markup(css),
         title=language("audit.title", name=clean(", ".join(record.trace.files))),
-        lead=tables.lead(record, language),
-        partial=tables.partial_sentence(record, language) if record.trace.partial else "",
+        lead=sentences.lead(record, language),
+        partial=sentences.partial_sentence(record, language) if record.trace.partial else "",
         sections=_sections(record, language),
     )
 
@@ -97,7 +98,7 @@ def _sections(record: AuditRecord, language: Language) -> list[dict[str, object]
         ),
         section("diet", _diet_notes(record, language), [tables.diet_table(record, language)]),
         section("rows", _row_notes(record, language), [tables.bad_rows_table(record, language)], (0,)),
-        section("notes", [tables.note_sentence(n, language) for n in record.notes], []),
+        section("notes", [sentences.note_sentence(n, language) for n in record.notes], []),
         section("source", [_redaction(record, language)], [_source_table(record, language)], (0,)),
     ]
 
@@ -110,7 +111,7 @@ def audit_notes(record: AuditRecord, language: Language) -> list[str]:
     if record.text is not None:
         notes += _text_notes(record, language) + _diet_notes(record, language)
     notes += _row_notes(record, language) if record.trace.unreadable else []
-    notes += [tables.note_sentence(n, language) for n in record.notes]
+    notes += [sentences.note_sentence(n, language) for n in record.notes]
     notes.append(language("audit.note.levers"))
     return [note for note in notes if note]
 

@@ -1,118 +1,13 @@
-"""An audit record as tables and sentences of one language; the console and the HTML page both print these."""
+"""An audit record as tables of one language; the console and the HTML page both print these."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from inferoptim.records.audit_record import (
-    AuditRecord,
-    ConcurrencyRecord,
-    DietFinding,
-    Distribution,
-    LeverRecord,
-    Note,
-)
+from inferoptim.records.audit_record import AuditRecord, ConcurrencyRecord, Distribution
+from inferoptim.report.audit_sentences import diet_sentence, lever_reason, mean_count
 from inferoptim.report.language import Cell, Language, clean
-from inferoptim.report.tables import Row, Table
-
-_PERCENT = frozenset(
-    (
-        "decode_share",
-        "weights_share",
-        "cache_share",
-        "filled",
-        "waste",
-        "reuse",
-        "prefill_share",
-        "time_share",
-        "share",
-        "reusable_share",
-    )
-)
-_SECONDS = frozenset({"step_s", "prefill_s"})
-_WHOLE = frozenset(("longest", "half_tokens", "wanted_tokens", "room_tokens", "rows", "mean_tokens"))
-SHAPE_INPUT, SHAPE_OUTPUT = 10.0, 1.0  # prompt tokens for one output token
-
-
-def lead(record: AuditRecord, language: Language) -> str:
-    """The audit in a few sentences."""
-    arrivals, ratio = record.arrivals, record.lengths.prompt_per_output
-    span = rate = ""
-    if arrivals is not None and arrivals.span_s > 0:
-        span = language("audit.lead.span", span=language.seconds(arrivals.span_s))
-        if arrivals.rate_per_s is not None:
-            values = {"rate": language.number(arrivals.rate_per_s.value)}
-            key = "audit.lead.rate_only"
-            if arrivals.peak_minute_per_mean is not None and arrivals.gap_cv is not None:
-                values |= {
-                    "peak": language.times(arrivals.peak_minute_per_mean),
-                    "cv": language.number(arrivals.gap_cv.value),
-                }
-                key = "audit.lead.rate"
-            rate = language(key, **values)
-    shape = ""
-    if ratio is not None:
-        kind = (
-            "input" if ratio.value >= SHAPE_INPUT else "output" if ratio.value <= SHAPE_OUTPUT else "balanced"
-        )
-        shape = language(
-            "audit.lead.ratio", ratio=language.number(ratio.value), shape=language(f"audit.shape.{kind}")
-        )
-    reuse = ""
-    if record.prefix is not None:
-        reuse = language("audit.lead.reuse", reuse=language.percent(record.prefix.reusable.value))
-    return language(
-        "audit.lead",
-        requests=language.integer(record.trace.requests),
-        span=span,
-        ratio=shape,
-        rate=rate,
-        reuse=reuse,
-    ).strip()
-
-
-def value_of(name: str, value: float, language: Language) -> str:
-    """A rule's figure as printed."""
-    if name in _PERCENT:
-        return language.percent(value)
-    if name in _SECONDS:
-        return language.seconds(value)
-    return language.integer(round(value)) if name in _WHOLE else _count(value, language)
-
-
-def _count(value: float, language: Language) -> str:
-    """A mean number of requests: whole where it is whole."""
-    return language.integer(value) if value == round(value) else language.number(value)
-
-
-def lever_reason(lever: LeverRecord, language: Language) -> str:
-    """The rule with its numbers, and what it lacks."""
-    key = f"audit.rule.{lever.lever}"
-    values = {name: value_of(name, value, language) for name, value in lever.figures.items()}
-    missing = language("not_measured")
-    parts = {"filled": "filled", "prefill": "prefill_share", "half": "half_tokens", "lookup": "lookup"}
-    for part, figure in parts.items():
-        if language.has(f"{key}.{part}"):
-            values[part] = language(f"{key}.{part}", **values) if figure in lever.figures else ""
-    names = [
-        "decode_share",
-        "weights_share",
-        "batch",
-        "cache_share",
-        "step_s",
-        "waste",
-        "at_once",
-        "longest",
-        "reuse",
-        "prefill_s",
-        "wanted_tokens",
-        "room_tokens",
-    ]
-    sentence = language(key, **{**dict.fromkeys(names, missing), **values})
-    if lever.missing:
-        what = language.join(language(f"audit.missing.{m}") for m in lever.missing)
-        sentence += " " + language("audit.missing", what=what)
-    return sentence
+from inferoptim.report.table import Row, Table
 
 
 def levers_table(record: AuditRecord, language: Language) -> Table:
@@ -202,9 +97,9 @@ def concurrency_table(record: AuditRecord, language: Language) -> Table | None:
             ("duration", language.time_cell(found.mean_duration_s)),
             ("little", language.unit_cell(found.little)),
             ("observed", language.unit_cell(found.observed_mean)),
-            ("observed50", Cell(_count(found.observed_p50, language))),
-            ("observed99", Cell(_count(found.observed_p99, language))),
-            ("observed_peak", Cell(_count(found.observed_peak, language))),
+            ("observed50", Cell(mean_count(found.observed_p50, language))),
+            ("observed99", Cell(mean_count(found.observed_p99, language))),
+            ("observed_peak", Cell(mean_count(found.observed_peak, language))),
             *((f"kv_{part}", _kv(record, found, part, language)) for part in ("mean", "p99", "peak")),
         ),
     )
@@ -267,7 +162,7 @@ def roofline_table(record: AuditRecord, language: Language) -> Table | None:
         mark = "► " if point.batch == found.chosen_batch else ""
         rows.append(
             Row(
-                mark + _count(point.batch, language),
+                mark + mean_count(point.batch, language),
                 (
                     language.time_cell(point.prefill_s),
                     language.time_cell(point.decode_s),
@@ -293,7 +188,7 @@ def conversations_table(record: AuditRecord, language: Language) -> Table | None
         rows.append(
             ("turns" if turns.basis == "sessions" else "turns_message", language.unit_cell(turns.mean))
         )
-        rows.append(("turns90", Cell(_count(turns.p90, language))))
+        rows.append(("turns90", Cell(mean_count(turns.p90, language))))
     if record.outcomes.failed is not None:
         rows.append(("failed", language.percent_cell(record.outcomes.failed)))
     if record.outcomes.truncated is not None:
@@ -390,16 +285,6 @@ def diet_table(record: AuditRecord, language: Language) -> Table | None:
     return Table("", language("audit.column.finding"), heads, rows)
 
 
-def diet_sentence(finding: DietFinding, language: Language) -> str:
-    """What was found."""
-    values = {
-        name: clean(value) if isinstance(value, str) else language.integer(round(value))
-        for name, value in finding.detail.items()
-    }
-    sentence = language(f"audit.diet.{finding.kind}", **values)
-    return sentence + (f" («{values['excerpt']}»)" if "excerpt" in values else "")
-
-
 def bad_rows_table(record: AuditRecord, language: Language) -> Table | None:
     """The first rows that could not be read."""
     if not record.trace.unreadable_examples:
@@ -410,20 +295,3 @@ def bad_rows_table(record: AuditRecord, language: Language) -> Table | None:
     )
     head = f"{language('audit.column.file')} : {language('audit.column.line')}"
     return Table("", head, (language("audit.column.reason"),), rows)
-
-
-def note_sentence(note: Note, language: Language) -> str:
-    """A note of the trace as a sentence."""
-    values = {
-        name: clean(value) if isinstance(value, str) else value_of(name, value, language)
-        for name, value in note.values.items()
-    }
-    return language(f"audit.trace.{note.key}", **values)
-
-
-def partial_sentence(record: AuditRecord, language: Language) -> str:
-    """Why the figures describe only a part of the trace."""
-    why = record.trace.partial or ""
-    if why == "interrupted":
-        why = language("audit.interrupted")
-    return language("audit.partial", why=clean(why))

@@ -15,7 +15,7 @@ from inferoptim.records.load_schema import LoadRequestRecord, LoadStage, LoadSum
 from inferoptim.records.writer import write_atomic
 from inferoptim.report.language import CATALOGUES, Cell, Language, LanguageCode, clean
 from inferoptim.report.load_figures import latency_curves, timeline
-from inferoptim.report.tables import Row, Table
+from inferoptim.report.table import Row, Table
 from inferoptim.report.texts.load import LOAD_TEXTS
 
 TIMELINES = 6  # stages drawn; a search has many

@@ -9,7 +9,7 @@ from inferoptim.economics.claims.model import Verdict
 from inferoptim.records.schema import Interval
 from inferoptim.report.facts import Facts
 from inferoptim.report.language import Cell, Language, clean
-from inferoptim.report.tables import Row, Table
+from inferoptim.report.table import Row, Table
 from inferoptim.report.verdict import known_lever
 
 # Field of a token cost, key of its column, and whether it is money.

@@ -13,7 +13,7 @@ from typing import Any
 from inferoptim.records.schema import Interval, MetricSummary
 from inferoptim.report.facts import Case, Effect, Facts, Rung, bounded, measured_time, rung_label
 from inferoptim.report.language import Cell, Language, clean
-from inferoptim.report.tables import Row, Table
+from inferoptim.report.table import Row, Table
 
 MEASURES = (("ttft_s", "p50"), ("itl_s", "p99"))
 LEAST_CHANGE = 0.10

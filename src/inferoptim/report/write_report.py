@@ -12,7 +12,7 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
 from inferoptim.errors import CapacityError, ConfigError
-from inferoptim.report import figures, tables
+from inferoptim.report import figures, quality_tables, tables, use_tables
 from inferoptim.report.facts import Case, Facts, read_facts
 from inferoptim.report.kv import contiguous_and_paged
 from inferoptim.report.language import CATALOGUES, Language, LanguageCode, clean
@@ -20,6 +20,7 @@ from inferoptim.report.load import load_records
 from inferoptim.report.markdown import code_block, escape_markdown
 from inferoptim.report.money_tables import money_content
 from inferoptim.report.sections import environment_rows, protocol_rows
+from inferoptim.report.table import Table
 from inferoptim.report.verdict import computed_warnings, verdict
 from inferoptim.report.waits import kv_note, waiting_table
 
@@ -98,13 +99,13 @@ def _content(facts: Facts, language: Language) -> dict[str, Any]:
             (tables.case_title(case, language), figures.kv_memory(f"kv-{i}", pair, language))
             for i, (case, pair) in enumerate(pairs, 1)
         ],
-        "kv_table": tables.kv_sharing(pairs, language),
+        "kv_table": use_tables.kv_sharing(pairs, language),
         "ceiling_figures": _drawn("ceiling", figures.ceiling_bars, facts, language),
         "ceiling_tables": _present(tables.ceiling(facts, c, language) for c in facts.cases),
-        "distribution": tables.distribution(facts, language),
-        "identity": tables.identity(facts, language),
-        "costs": tables.costs(facts, language),
-        "telemetry": tables.telemetry(facts, language),
+        "distribution": quality_tables.distribution(facts, language),
+        "identity": quality_tables.identity(facts, language),
+        "costs": use_tables.costs(facts, language),
+        "telemetry": use_tables.telemetry(facts, language),
         "warnings": [*computed_warnings(facts, language), *(clean(w) for w in facts.run.summary.warnings)],
         "protocol": protocol_rows(facts, language),
         "environment_rows": environment_rows(facts, language),
@@ -124,7 +125,7 @@ def _drawn(name: str, draw: Any, facts: Facts, language: Language) -> list[tuple
     return [(tables.case_title(case, language), figure) for case, figure in made if figure]
 
 
-def _present(found: Any) -> list[tables.Table]:
+def _present(found: Any) -> list[Table]:
     return [table for table in found if table is not None]
 
 
