@@ -1,7 +1,8 @@
 """The decoder on an NVIDIA GPU: same contract as `Decoder`, plus steps that the host neither feeds nor waits for.
 
-Two ways through a layer. Up to `gemv.MAX_ROWS` rows the step is bound by reading weights: five fused kernels, chained
-by programmatic dependent launch. Above, products run on tensor cores (cuBLAS) between fused row-wise kernels.
+Two ways through a layer. A step of a few rows is bound by reading weights: five fused kernels, chained by programmatic
+dependent launch (`kernels/triton/gemv.py` for one or two rows, `kernels/cuda/linear.py` for more). Above, products run on
+tensor cores (cuBLAS) between fused row-wise kernels.
 
 Legend: T tokens of the step · R rows whose logits are wanted · H hidden size · I intermediate size · D head size ·
 V vocabulary · rows: rows of the runner's persistent batch.
@@ -10,11 +11,13 @@ V vocabulary · rows: rows of the runner's persistent batch.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from inferoptim.errors import UnsupportedError
+from inferoptim.kernels.cuda import attention as cuda_attention
+from inferoptim.kernels.cuda import linear
 from inferoptim.kernels.triton import attention, elementwise, gemv, rope, sampling
 from inferoptim.kernels.triton.elementwise import Scales
 from inferoptim.kernels.triton.sampling import SamplingRows
@@ -92,11 +95,12 @@ class CudaDecoder:
         self._rotations = torch.cat((angles.cos(), angles.sin()), dim=1)
         first = weights.layers[0].qkv
         self._activation = _activation_dtype(first, self.dtype)
-        linears = (w for layer in weights.layers for w in (layer.qkv, layer.o, layer.gate_up, layer.down))
+        linears = [w for layer in weights.layers for w in (layer.qkv, layer.o, layer.gate_up, layer.down)]
         self._one = torch.ones((), dtype=torch.float32, device=self.device)
         self._shrink = self._one / _FP8_SHRINK
         self._fp8_columns = {id(w): w.scale * _FP8_SHRINK for w in linears if isinstance(w, Fp8Weight)}
         self._fused_rope = not spec.qk_norm
+        self._most_few = linear.most_rows([_parts(w)[0] for w in linears], self.dtype, self.device)
         self._buffers = _Buffers(self, max(max_tokens, max_num_seqs, _MIN_INT_MM_ROWS))
         self.max_logit_rows = most = max_logit_rows or max_num_seqs
         shares = max(-(-spec.vocab_size // sampling.SHARE) * most, spec.vocab_size * gemv.MAX_ROWS)
@@ -177,7 +181,7 @@ class CudaDecoder:
         rows = step.rows_R.shape[0]
         b = self._buffers_for(rows)
         elementwise.embed(state.tokens, self.weights.embedding, b.x, step.rows_R)
-        if rows <= gemv.MAX_ROWS and self._activation != torch.int8:
+        if rows <= max(gemv.MAX_ROWS, self._most_few) and self._activation != torch.int8:
             shares = self._decode_few(b, state, step, kv)
         else:
             shares = self._decode_many(b, state, step, kv)
@@ -188,6 +192,8 @@ class CudaDecoder:
 
     def _decode_few(self, b: _Buffers, state: RowState, step: DecodeStep, kv: KVCache) -> int:
         spec, eps = self.spec, self.spec.rms_norm_eps
+        rows = b.x.shape[0]
+        kernels: Any = gemv if rows <= gemv.MAX_ROWS else linear
         where = {
             "rows": step.rows_R, "positions": state.positions, "limits": state.limits,
             "block_tables": state.block_tables,
@@ -196,27 +202,27 @@ class CudaDecoder:
         for layer, cache in zip(self.weights.layers, kv.layers, strict=True):
             weight, scale, bias = _parts(layer.qkv)
             if self._fused_rope and cache.k_scale is None:
-                q = b.qkv.view(-1)[: b.x.shape[0] * heads].view(-1, heads)
-                gemv.norm_qkv_rope(
+                q = b.qkv.view(-1)[: rows * heads].view(-1, heads)
+                kernels.norm_qkv_rope(
                     b.x, layer.input_norm, weight, q, cache, self._rotations, eps, num_heads=spec.num_heads, scale=scale,
                     bias=bias, **where,
                 )  # fmt: skip
             else:
                 q = b.qkv
-                gemv.norm_linear(b.x, layer.input_norm, weight, b.qkv, eps, scale=scale)
+                kernels.norm_linear(b.x, layer.input_norm, weight, b.qkv, eps, scale=scale)
                 self._rope(
                     b, layer, cache, state.positions, rows_T=step.rows_R, limits=state.limits,
                     block_tables=state.block_tables,
                 )  # fmt: skip
-            attention.decode_attention(
-                q, cache, b.attn, self._scratch, num_heads=spec.num_heads, window=layer.window, **where
-            )
+            self._attend_decoding(q, cache, b.attn, window=layer.window, **where)
             weight, scale, _ = _parts(layer.o)
-            gemv.linear_residual(b.attn, weight, b.x, scale)
+            kernels.linear_residual(b.attn, weight, b.x, scale)
             weight, scale, _ = _parts(layer.gate_up)
-            gemv.norm_gate_up(b.x, layer.post_norm, weight, b.act, eps, scale)
+            kernels.norm_gate_up(b.x, layer.post_norm, weight, b.act, eps, scale)
             weight, scale, _ = _parts(layer.down)
-            gemv.linear_residual(b.act, weight, b.x, scale)
+            kernels.linear_residual(b.act, weight, b.x, scale)
+        if rows > gemv.MAX_ROWS:
+            return self._shares(self._head(b, None, None), state, step)
         weight, scale, _ = _parts(self.weights.head)
         return gemv.norm_head(
             b.x, self.weights.final_norm, weight, step.rows_R, state.positions, state.sampling, self._probs, self._best,
@@ -227,7 +233,9 @@ class CudaDecoder:
         def attend(layer: LayerWeights, cache: KVLayer, scales: Scales | None) -> None:
             self._attend_rows(b, layer, cache, state, step, scales)
 
-        logits = self._head(b, None, self._body(b, kv, attend))
+        return self._shares(self._head(b, None, self._body(b, kv, attend)), state, step)
+
+    def _shares(self, logits: torch.Tensor, state: RowState, step: DecodeStep) -> int:
         return sampling.adjust_shares(
             logits, step.rows_R, state.positions, state.sampling, self._probs, self._best, self._best_at
         )
@@ -241,10 +249,15 @@ class CudaDecoder:
             b, layer, cache, state.positions, scales, rows_T=step.rows_R, limits=state.limits,
             block_tables=state.block_tables,
         )  # fmt: skip
-        attention.decode_attention(
-            b.qkv, cache, b.attn, self._scratch, num_heads=self.spec.num_heads, rows=step.rows_R,
-            positions=state.positions, limits=state.limits, block_tables=state.block_tables, window=layer.window,
+        self._attend_decoding(
+            b.qkv, cache, b.attn, rows=step.rows_R, positions=state.positions, limits=state.limits,
+            block_tables=state.block_tables, window=layer.window,
         )  # fmt: skip
+
+    def _attend_decoding(self, q: torch.Tensor, cache: KVLayer, out: torch.Tensor, **where: Any) -> None:
+        group = self.spec.num_heads // self.spec.num_kv_heads
+        kernels: Any = cuda_attention if cuda_attention.takes(q, cache, group) else attention
+        kernels.decode_attention(q, cache, out, self._scratch, num_heads=self.spec.num_heads, **where)
 
     # ---- parts ------------------------------------------------------------------------------------------------
 

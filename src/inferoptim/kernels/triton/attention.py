@@ -382,7 +382,7 @@ def decode_attention(
     tile, stages, warps = _decode_shape(head_dim, splits, cache.k_scale is not None)
     _decode[(count, num_kv_heads, splits)](
         q, cache.k, cache.v, cache.k_scale, cache.v_scale, rows, positions, limits, block_tables, out,
-        scratch.part, scratch.stat, scratch.count, q.stride(0), block_tables.stride(0), _scale(head_dim),
+        scratch.part, scratch.stat, scratch.count, q.stride(0), block_tables.stride(0), softmax_scale(head_dim),
         G=group, GP=_group_rows(group), HKV=num_kv_heads, D=head_dim, DP=next_power_of_2(head_dim), P=block_size,
         TILE=tile, SPLITS=splits, WINDOW=window or 0, QUANT=cache.k_scale is not None,
         STAGES=stages, num_warps=warps, **options(q.device),
@@ -415,7 +415,7 @@ def varlen_attention(
     tokens = tile_tokens(group)
     _varlen[(num_kv_heads, tile_sequence.shape[0])](
         q, cache.k, cache.v, cache.k_scale, cache.v_scale, tile_sequence, tile_start, query_start, context_lens,
-        block_tables, out, q.stride(0), block_tables.stride(0), _scale(head_dim),
+        block_tables, out, q.stride(0), block_tables.stride(0), softmax_scale(head_dim),
         G=group, GP=next_power_of_2(group), HKV=num_kv_heads, D=head_dim, DP=next_power_of_2(head_dim), P=block_size,
         TOKENS=tokens, TILE=64, WINDOW=window or 0, QUANT=cache.k_scale is not None,
         STAGES=2 if head_dim > 64 else 3, num_warps=8, **options(q.device),
@@ -440,5 +440,6 @@ def _group_rows(group: int) -> int:
     return max(16, next_power_of_2(group))
 
 
-def _scale(head_dim: int) -> float:
-    return head_dim**-0.5 * 1.4426950408889634  # log2(e): the kernels exponentiate in base 2
+def softmax_scale(head_dim: int) -> float:
+    """What scores are multiplied by; with log2(e), since the kernels exponentiate in base 2."""
+    return head_dim**-0.5 * 1.4426950408889634

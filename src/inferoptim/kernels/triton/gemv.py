@@ -200,6 +200,7 @@ def _norm_head(
 # 32 KiB and 64 to 256 bytes on an H100, one row of TinyLlama's shapes, bf16 and fp8 (docs/LOG.md).
 _PROGRAM_BYTES = {"linear": 32768, "qkv": 32768, "gate_up": 16384, "residual": 32768, "head": 32768}
 _THREAD_BYTES = 256
+_SHORT_THREAD_BYTES = 128  # of 8-bit rows of up to 2048 features
 
 
 def _shape(kernel: str, k: int, element_bytes: int, tiles: int = 1) -> tuple[int, int, int]:
@@ -207,7 +208,9 @@ def _shape(kernel: str, k: int, element_bytes: int, tiles: int = 1) -> tuple[int
     block_k = next_power_of_2(k)
     block_n = max(1, _PROGRAM_BYTES[kernel] // (block_k * element_bytes * tiles))
     size = block_n * tiles * block_k * element_bytes
-    return block_n, block_k, max(1, min(16, size // (32 * _THREAD_BYTES)))
+    short = element_bytes == 1 and block_k <= 2048
+    held = _SHORT_THREAD_BYTES if short else _THREAD_BYTES
+    return block_n, block_k, max(1, min(16, size // (32 * held)))
 
 
 def norm_linear(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any, Protocol
 
@@ -22,12 +23,21 @@ class CacheLayer(Protocol):
 
 
 compiling_for: tuple[int, int] | None = None  # capability of the device that "meta" tensors stand for
+note_job: Callable[[str, Callable[[], None]], None] | None = (
+    None  # meanwhile: takes a kernel's name and compiles it
+)
+
+
+def capability(device: torch.device) -> tuple[int, int] | None:
+    """A device's compute capability, or that of the one that "meta" stands for; None for a CPU."""
+    if device.type == "cuda":
+        return _capability(device.index or 0)
+    return compiling_for if device.type == "meta" else None
 
 
 @cache
-def has_pdl(device_index: int) -> bool:
-    """Whether the device has programmatic dependent launch."""
-    return torch.cuda.get_device_capability(device_index) >= (9, 0)
+def _capability(device_index: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device_index)
 
 
 def options(device: torch.device) -> dict[str, Any]:
@@ -35,12 +45,9 @@ def options(device: torch.device) -> dict[str, Any]:
 
     On a CPU (Triton's interpreter, in tests) there is nothing to switch.
     """
-    if device.type == "meta" and compiling_for is not None:
-        pdl = compiling_for >= (9, 0)
-    elif device.type == "cuda":
-        pdl = has_pdl(device.index or 0)
-    else:
+    if (found := capability(device)) is None:
         return {"PDL": False}
+    pdl = found >= (9, 0)  # programmatic dependent launch
     return {"PDL": pdl, "launch_pdl": pdl}
 
 

@@ -68,12 +68,13 @@ def collecting(capability: tuple[int, int]) -> Iterator[list[Job]]:
     driver.set_active(_NoDevice(capability))
     JITFunction.run = note
     launch.compiling_for = capability
+    launch.note_job = lambda name, run: jobs.append(Job(name, run))
     try:
         yield jobs
     finally:
         JITFunction.run = real
         driver._active = before
-        launch.compiling_for = None
+        launch.compiling_for = launch.note_job = None
 
 
 def _compile_utils() -> None:

@@ -1,4 +1,4 @@
-"""Every Triton kernel against `kernels/reference.py` on awkward shapes: what the tests and `benchmarks.gpu` run first.
+"""Every GPU kernel against `kernels/reference.py` on awkward shapes: what the tests and `benchmarks.gpu` run first.
 
 Inputs are random at each call, outputs are poisoned before it. The error is ||out - ref|| / ||ref|| against the float32
 reference on the same inputs; a NaN or an element that nobody wrote is infinite error.
@@ -13,7 +13,7 @@ import torch
 from inferoptim.kernels.triton.selfcheck.choices import choices
 from inferoptim.kernels.triton.selfcheck.contexts import attention_
 from inferoptim.kernels.triton.selfcheck.inputs import Check, Inputs, relative_error
-from inferoptim.kernels.triton.selfcheck.products import gemv_dense, gemv_fp8, gemv_int8
+from inferoptim.kernels.triton.selfcheck.products import few_rows, gemv_dense, gemv_fp8, gemv_int8
 from inferoptim.kernels.triton.selfcheck.rows import rotation, rows
 
 CHECKS: dict[str, Check] = {
@@ -23,6 +23,7 @@ CHECKS: dict[str, Check] = {
     "gemv_dense": gemv_dense,
     "gemv_int8": gemv_int8,
     "gemv_fp8": gemv_fp8,
+    "few_rows": few_rows,
     "sampling": choices,
 }
 

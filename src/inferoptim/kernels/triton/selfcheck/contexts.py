@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 
 from inferoptim.kernels import reference
+from inferoptim.kernels.cuda import attention as cuda_attention
 from inferoptim.kernels.triton import attention
 from inferoptim.kernels.triton.selfcheck.inputs import Comparison, Inputs, quants
 
@@ -17,6 +19,12 @@ def attention_(i: Inputs) -> Iterator[Comparison]:
         (32, 4, 64, 16, None), (9, 3, 64, 16, 50), (32, 8, 128, 16, None), (6, 2, 80, 7, None), (4, 4, 256, 32, 33),
         (16, 1, 64, 16, None),
     )  # fmt: skip
+    if i.small and i.device.type == "cuda":
+        shapes = (
+            *shapes,
+            (8, 2, 64, 16, None),
+            (4, 1, 128, 16, 5),
+        )  # of the kernel in CUDA C++, for the sanitizer
     for heads, kv_heads, dim, size, window in shapes:
         for label, quant in quants(i):
             contexts = [1, 9, 17, 4] if i.small else [1, 700, 33, 64, 129, 2000]
@@ -36,10 +44,11 @@ def attention_(i: Inputs) -> Iterator[Comparison]:
                 many = rows.repeat(repeat)
                 scratch = attention.DecodeScratch.allocate(many.numel(), heads, kv_heads, dim, i.device)
                 out = i.poison(many.numel(), heads * dim)
-                attention.decode_attention(
-                    q.repeat(repeat, 1), cache, out, scratch, num_heads=heads, rows=many, positions=positions,
-                    limits=limits, block_tables=tables, window=window,
-                )  # fmt: skip
+                asked: dict[str, Any] = {
+                    "num_heads": heads, "rows": many, "positions": positions, "limits": limits, "block_tables": tables,
+                    "window": window,
+                }  # fmt: skip
+                attention.decode_attention(q.repeat(repeat, 1), cache, out, scratch, **asked)
                 lives = [r if r >= 0 and r != 3 else -1 for r in rows.tolist()]
                 kept = [s for s, r in enumerate(lives) if r >= 0]
                 picked = [lives[s] for s in kept]
@@ -50,6 +59,15 @@ def attention_(i: Inputs) -> Iterator[Comparison]:
                     v_scale=cache.v_scale,
                 ).flatten(1)  # fmt: skip
                 limit = i.limit if quant is None else 2 * i.limit
+                if cuda_attention.takes(q[:1], cache, heads // kv_heads):
+                    other = i.poison(many.numel(), heads * dim)
+                    cuda_attention.decode_attention(q.repeat(repeat, 1), cache, other, scratch, **asked)
+                    yield (
+                        f"CUDA C++ decode_attention{name} of {many.numel()}",
+                        other,
+                        ref.repeat(repeat, 1),
+                        limit,
+                    )
                 yield f"decode_attention{name} of {many.numel()}", out, ref.repeat(repeat, 1), limit
                 clear = scratch.count.float() + 1
                 yield f"decode_attention{name} leaves its counters at 0", clear, torch.ones_like(clear), 0.0

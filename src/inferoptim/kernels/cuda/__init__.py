@@ -1,0 +1,4 @@
+"""Kernels in CUDA C++, for what Triton measurably cannot do (docs/LOG.md): compiled at first use, on the user's card.
+
+`linear.py`: products of a few rows, compute capability 9.0 and up.
+"""
