@@ -29,13 +29,12 @@ class DenseWeight:
 
 
 @dataclass(frozen=True, slots=True)
-class Int8Weight:
-    """A linear layer in int8, symmetric, one scale per output channel: ``weight ~= q * scale[:, None]``."""
+class _ByChannel:
+    """Elements of a byte, symmetric, one scale per output channel: ``weight ~= q * scale[:, None]``."""
 
-    q: torch.Tensor  # int8 [N, K] in [-127, 127]; contiguous
-    scale: torch.Tensor  # float32 [N] = max|row| / 127
+    q: torch.Tensor  # [N, K]; contiguous
+    scale: torch.Tensor  # float32 [N] = max|row| / largest element
     bias: torch.Tensor | None  # [N], the model's type
-    dynamic_activations: bool  # True: inputs are quantised per token (W8A8); False: weight-only (W8A16)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -49,22 +48,15 @@ class Int8Weight:
 
 
 @dataclass(frozen=True, slots=True)
-class Fp8Weight:
-    """A linear layer in float8_e4m3fn, symmetric, one scale per output channel; its inputs are quantised per token."""
+class Int8Weight(_ByChannel):
+    """A linear layer in int8, elements in [-127, 127]."""
 
-    q: torch.Tensor  # float8_e4m3fn [N, K]; contiguous
-    scale: torch.Tensor  # float32 [N] = max|row| / 448
-    bias: torch.Tensor | None  # [N], the model's type
+    dynamic_activations: bool  # True: inputs are quantised per token (W8A8); False: weight-only (W8A16)
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(N, K)."""
-        return self.q.shape[0], self.q.shape[1]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes held in memory."""
-        return self.q.nbytes + self.scale.nbytes + (0 if self.bias is None else self.bias.nbytes)
+@dataclass(frozen=True, slots=True)
+class Fp8Weight(_ByChannel):
+    """A linear layer in float8_e4m3fn; its inputs are quantised per token."""
 
 
 @dataclass(frozen=True, slots=True)
