@@ -229,9 +229,20 @@ def create_validated(model: type[Model], fields: dict[str, Any], where: str = ""
     try:
         return model(**fields)
     except ValidationError as error:
-        parts = []
-        for problem in error.errors():
-            name = ".".join(str(part) for part in problem["loc"])
-            text = problem["msg"].removeprefix("Value error, ")
-            parts.append(f"{name}: {text}" if name else text)
+        parts = [f"{'.'.join(map(str, loc))}: {text}" if loc else text for loc, text in problems(error)]
         raise ConfigError((f"{where}: " if where else "") + "; ".join(parts)) from error
+
+
+def problems(error: ValidationError) -> list[tuple[tuple[str | int, ...], str]]:
+    """Where (names of the fields, from the outside in) and what, of each thing that is wrong, in words for a person."""
+    found = error.errors()
+    # a tuple whose member is wrong counts as too short as well: what is said of the member is enough
+    around = {problem["loc"][:n] for problem in found for n in range(len(problem["loc"]))}
+    return [
+        (
+            p["loc"],
+            "no such field" if p["type"] == "extra_forbidden" else p["msg"].removeprefix("Value error, "),
+        )
+        for p in found
+        if not p["loc"] or p["loc"] not in around
+    ]

@@ -60,7 +60,7 @@ def edit(folder: Path, name: str, **fields: object) -> None:
         ({"draft_model": "self:2"}, "speculative is not 'draft'"),
         ({"device": "cpu", "quantization": "fp8"}, "fp8 needs an NVIDIA GPU"),
         ({"device": "cpu", "tensor_parallel": 2}, "tensor_parallel needs NVIDIA GPUs"),
-        ({"quantisation": "int8"}, "quantisation: Extra inputs are not permitted"),
+        ({"quantisation": "int8"}, "quantisation: no such field"),
         ({"block_size": 0}, "block_size: Input should be greater than or equal to 1"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",

@@ -37,6 +37,8 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (["--workload", "synthetic:0/4"], "both lengths must be at least 1"),
         (["--workload", "synthetic:8/4", "--output-tokens", "9"], "states its own lengths"),
         (["--prompts", "nowhere.txt"], "nowhere.txt"),
+        (["--prompts", "nowhere.txt", "--quick"], "nowhere.txt"),
+        (["--concurrency", "0"], "workloads.0: concurrency levels must be distinct and at least 1"),
         (["--design", "waterfall"], "design"),
         (["--lang", "de"], "report language 'de'"),
         (["--price-source", "a friend"], "price_source without price_per_hour"),
@@ -47,9 +49,11 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 def test_flags(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], text: str
 ) -> None:
-    out = tmp_path / "run"
-    assert text in refused(capsys, "--model", model, "--out", str(out), *words)
-    assert not out.exists()
+    out = tmp_path / "results" / "run"
+    line = refused(capsys, "--model", model, "--out", str(out), *words)
+    assert text in line
+    assert "Tuple should have" not in line, "only what the person wrote"
+    assert not out.parent.exists()
 
 
 def test_a_plan_names_line_and_field(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,7 +66,7 @@ def run(capsys, *words: str) -> tuple[int, str, str]:
         (["cost", "--price-per-hour", "1", "--offer", "nebius-h100", "--tokens-per-s", "1"], "give one price"),
         (["cost", "--tokens-per-s", "1"], "no price"),
         (["cost", "--price-per-hour", "1"], "nothing to price"),
-        (["cost", "/nonexistent", "--price-per-hour", "1"], "holds no bench run"),
+        (["cost", "/nonexistent", "--price-per-hour", "1"], "there is no such folder"),
         (["cost", "--offer", "nebius-h100", "--currency", "EUR", "--tokens-per-s", "1"], "mixed without a rate"),
         (["cost", "--price-per-hour", "1", "--tokens-per-s", "1", "--json", "--csv"], "exclude each other"),
         (["cost", "--capex", "1000", "--availability", "0", "--tokens-per-s", "1"], "availability"),

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from inferoptim.bench.yaml_lines import line_of, load_yaml
+from inferoptim.config import problems
 from inferoptim.errors import ConfigError
 
 Design = Literal["ladder", "one-at-a-time", "leave-one-out", "full"]
@@ -283,12 +284,8 @@ def make_plan(
         return BenchPlan.model_validate(fields)
     except ValidationError as error:
         parts = []
-        for problem in error.errors():
-            location = tuple(problem["loc"])
-            field = ".".join(str(part) for part in location)
-            text = problem["msg"].removeprefix("Value error, ")
-            if problem["type"] == "extra_forbidden":
-                text = "no such field"
+        for location, text in problems(error):
+            field = ".".join(map(str, location))
             line = line_of(location, lines) if lines else None
             parts.append((f"line {line}: " if line else "") + (f"{field}: {text}" if field else text))
         raise ConfigError((f"{where}: " if where else "") + "; ".join(parts)) from error

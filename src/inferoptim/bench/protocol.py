@@ -25,7 +25,7 @@ from inferoptim.bench.summary import build_summary
 from inferoptim.errors import ConfigError
 from inferoptim.records.reader import read_run
 from inferoptim.records.schema import Summary
-from inferoptim.records.writer import RunWriter, prepare_folder
+from inferoptim.records.writer import RunWriter, missing_folders, prepare_folder, remove_empty
 
 __all__ = ["Bench", "Inputs", "Observer", "resolve"]
 
@@ -69,7 +69,7 @@ class Bench:
         self._resume = resume
         self._remeasure = remeasure
         self._publish = publish
-        self._new = not folder.exists()
+        self._made = missing_folders(folder)
         prepare_folder(folder, resume=resume, force=force)
         self._writer = RunWriter(folder)
         self._journal = Journal(self._writer)
@@ -158,9 +158,9 @@ class Bench:
 
     def _forget_empty_folder(self) -> None:
         """Leave nothing behind when not even the plan was written."""
-        if self._new and not (self.folder / "plan.json").exists():
+        if self._made and not (self.folder / "plan.json").exists():
             (self.folder / LOG).unlink(missing_ok=True)
-            self.folder.rmdir()
+            remove_empty(self._made)
 
     # -- quality --------------------------------------------------------------------------------------------------
 

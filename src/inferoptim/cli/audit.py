@@ -195,7 +195,8 @@ def _run(trace: list[Path], options: AuditOptions) -> tuple[AuditRecord, Workloa
         DownloadColumn(binary_units=True),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         task = bars.add_task("reading", total=None)
 
         def show(done: int, total: int, rows: int) -> None:

@@ -309,7 +309,10 @@ def _plan(
                 for w in names
             ]
         if prompts is not None:
-            names.append({**template, "name": "prompts", "file": str(prompts)})
+            own = {
+                k: v for k, v in template.items() if k != "prompt_tokens"
+            }  # theirs are as long as they are
+            names.append({**own, "name": "prompts", "file": str(prompts)})
         given["workloads"] = names or [{**template, "name": "guide"}]
     if no_quality:
         given["quality"] = {"enabled": False}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from inspect import cleandoc
 from typing import Any
 
 import typer
@@ -53,13 +54,19 @@ class LazyCommand(TyperCommand):
         target = getattr(import_module(self.entry.module), self.entry.target.partition(":")[2])
         if not isinstance(target, typer.Typer):
             application = typer.Typer(add_completion=False)
-            application.command(self.entry.name, help=None if target.__doc__ else self.entry.help)(target)
+            text = flowing(target.__doc__) if target.__doc__ else self.entry.help
+            application.command(self.entry.name, help=text)(target)
             target = application
         return get_command(target)
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         """Parse with the real command; the context's command is then the real one, and is what gets invoked."""
         return self.load().make_context(*args, **kwargs)
+
+
+def flowing(docstring: str) -> str:
+    """Its paragraphs as one line each: `--help` breaks lines where the terminal ends, not where the source did."""
+    return "\n\n".join(" ".join(part.split()) for part in cleandoc(docstring).split("\n\n"))
 
 
 class StoppedError(Exception):

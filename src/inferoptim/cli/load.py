@@ -98,7 +98,9 @@ def load(
     out: Annotated[
         Path | None, typer.Option("--out", help="Results folder; default: results/load-….")
     ] = None,
-    language: Annotated[Literal["en", "fr"], typer.Option("--language", help="Of the page.")] = "en",
+    language: Annotated[
+        Literal["en", "fr"], typer.Option("--lang", "--language", help="Of the page.")
+    ] = "en",
     json: Annotated[bool, typer.Option("--json", help="Print load.json instead of the table.")] = False,
 ) -> None:
     """Load test of any OpenAI endpoint.
@@ -110,6 +112,7 @@ def load(
     from inferoptim.bench.load.objectives import parse_objectives
     from inferoptim.bench.load.options import LoadOptions, plan_check, prepare_out
     from inferoptim.bench.load.session import LoadSession
+    from inferoptim.records.writer import remove_empty
     from inferoptim.targets.http_client import Endpoint
 
     workload = _workload(replay, input_tokens, output_tokens, seed)
@@ -141,8 +144,13 @@ def load(
     options["replay_arrivals"] = own_times
     plan_check(LoadOptions(**options, out=Path()))
     options["tokenizer"] = _tokenizer(tokenizer)
-    session = LoadSession(LoadOptions(**options, out=prepare_out(out)), announce=_announcer(json))
-    summary = _run(session, show=not json and sys.stderr.isatty())
+    folder, made = prepare_out(out)
+    try:
+        session = LoadSession(LoadOptions(**options, out=folder), announce=_announcer(json))
+        summary = _run(session, show=not json and sys.stderr.isatty())
+    except BaseException:
+        remove_empty(made)
+        raise
     page = _page(session.options.out, language)
     if json:
         typer.echo(summary.model_dump_json(indent=2))

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from inferoptim import __version__
+from inferoptim.cli.interrupt import defer_while_importing
 from inferoptim.cli.lazy import CommandEntry, LazyGroup, StoppedError
 from inferoptim.errors import InferOptimError
 
@@ -41,6 +42,27 @@ COMMANDS = (
     ),
     CommandEntry(
         "report", "inferoptim.cli.report:report", "Write the report of a results folder again.", START
+    ),
+    CommandEntry(
+        "build",
+        "inferoptim.cli.build:build",
+        "Quantise with calibration and write a serving artefact with its proof.",
+        SERVE,
+    ),
+    CommandEntry(
+        "inspect",
+        "inferoptim.cli.build:inspect",
+        "Show an artefact and check that its files are what was built.",
+        SERVE,
+    ),
+    CommandEntry(
+        "compare", "inferoptim.cli.compare:compare", "Same quality? faster? The A/B and CI gate.", SERVE
+    ),
+    CommandEntry(
+        "serve",
+        "inferoptim.cli.serve:serve",
+        "OpenAI-compatible server with Prometheus metrics and live cost.",
+        SERVE,
     ),
     CommandEntry(
         "load",
@@ -86,30 +108,9 @@ COMMANDS = (
         "lint", "inferoptim.cli.claims:lint", "Is a published benchmark row physically possible?", MONEY
     ),
     CommandEntry(
-        "build",
-        "inferoptim.cli.build:build",
-        "Quantise with calibration and write a serving artefact with its proof.",
-        SERVE,
-    ),
-    CommandEntry(
-        "inspect",
-        "inferoptim.cli.build:inspect",
-        "Show an artefact and check that its files are what was built.",
-        SERVE,
-    ),
-    CommandEntry(
-        "compare", "inferoptim.cli.compare:compare", "Same quality? faster? The A/B and CI gate.", SERVE
-    ),
-    CommandEntry(
-        "serve",
-        "inferoptim.cli.serve:serve",
-        "OpenAI-compatible server with Prometheus metrics and live cost.",
-        SERVE,
-    ),
-    CommandEntry(
         "plan",
         "inferoptim.cli.plan:plan",
-        "How many devices, which one, for this traffic and this objective.",
+        "Memory of a model and its KV-cache, and what fits on which card.",
         SIZE,
     ),
 )
@@ -188,6 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments, debug = _without_debug(sys.argv[1:] if argv is None else argv)
     try:
+        defer_while_importing()
         app(args=arguments, prog_name="inferoptim")
         return 0
     except SystemExit as stop:

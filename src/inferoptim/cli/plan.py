@@ -7,13 +7,15 @@ import typer
 from inferoptim.cli.plan_kv import kv
 
 plan = typer.Typer(
-    help="How many devices, which one, for this traffic and this objective.", no_args_is_help=True
+    help="Memory of a model and its KV-cache, and what fits on which card.",
+    no_args_is_help=True,
+    add_completion=False,
 )
 
 
 @plan.callback()
 def _group() -> None:
-    """How many devices, which one, for this traffic and this objective."""
+    """Memory of a model and its KV-cache, and what fits on which card."""
 
 
 plan.command("kv")(kv)

@@ -10,7 +10,9 @@ import typer
 from inferoptim.cli.money import Csv, Json, Prices, Table, emit
 from inferoptim.errors import ConfigError
 
-prices = typer.Typer(help="The price list: each price with its date and source.", no_args_is_help=True)
+prices = typer.Typer(
+    help="The price list: each price with its date and source.", no_args_is_help=True, add_completion=False
+)
 
 
 @prices.command("list")

@@ -69,7 +69,7 @@ def read_run(folder: str | Path) -> RunFolder:
     path = Path(folder)
     plan_file = path / "plan.json"
     if not plan_file.exists():
-        raise DataError(f"{path} holds no bench run: plan.json is missing")
+        raise DataError(_lacks(path, "plan.json"))
     plan = _read_json(plan_file)
     runs = _read_jsonl(path / "runs.jsonl", RunRecord)
     committed = {(r.config_id, r.workload, r.run_index) for r in runs if not r.warmup}
@@ -98,6 +98,14 @@ def read_run(folder: str | Path) -> RunFolder:
     )
 
 
+def _lacks(folder: Path, name: str) -> str:
+    if not folder.exists():
+        return f"{folder}: there is no such folder"
+    if (folder / "load.json").exists():
+        return f"{folder} holds a load test, not a bench run"
+    return f"{folder} holds no bench run: {name} is missing"
+
+
 def read_summary(folder: str | Path) -> Summary:
     """Read summary.json alone.
 
@@ -106,7 +114,9 @@ def read_summary(folder: str | Path) -> Summary:
     """
     path = Path(folder) / "summary.json"
     if not path.exists():
-        raise DataError(f"{path} is missing: finish the run with `inferoptim bench --resume {folder}`")
+        if (Path(folder) / "plan.json").exists():
+            raise DataError(f"{path} is missing: finish the run with `inferoptim bench --resume {folder}`")
+        raise DataError(_lacks(Path(folder), "summary.json"))
     version = _read_json(path).get("schema_version")
     if version != SCHEMA_VERSION:
         raise DataError(f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}")

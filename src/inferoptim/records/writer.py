@@ -10,6 +10,7 @@ import errno
 import json
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,18 @@ def explain_os_error(
         return CapacityError(f"disk full while writing {path}: free some space, then {then}")
     reason = os.strerror(error.errno) if error.errno else str(error)
     return ConfigError(f"cannot write {path}: {reason}; choose another folder with --out")
+
+
+def missing_folders(folder: Path) -> list[Path]:
+    """The folder and those above it that do not exist yet, innermost first."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove these folders, innermost first, as long as they are empty: a command that failed leaves nothing behind."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def prepare_folder(folder: Path, *, resume: bool, force: bool) -> None:

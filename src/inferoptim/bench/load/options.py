@@ -13,6 +13,7 @@ from inferoptim.errors import CapacityError, ConfigError
 from inferoptim.records.load_schema import Objectives
 from inferoptim.records.synthetic_text import TextTokenizer
 from inferoptim.records.workload_file import Workload
+from inferoptim.records.writer import missing_folders
 from inferoptim.targets.http_client import Endpoint
 from inferoptim.targets.openai_client import Api
 
@@ -89,13 +90,14 @@ def plan_check(options: LoadOptions) -> None:
         raise ConfigError("--burstiness belongs to --arrivals gamma")
 
 
-def prepare_out(out: Path | None) -> Path:
-    """The folder of the results, made or refused.
+def prepare_out(out: Path | None) -> tuple[Path, list[Path]]:
+    """The folder of the results, made or refused; and every folder that was made for it, innermost first.
 
     Raises:
         ConfigError: it exists and is not empty. CapacityError: it cannot be written.
     """
     folder = out or Path("results") / f"load-{time.strftime('%Y%m%d-%H%M%S')}"
+    made = missing_folders(folder)
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError(f"{folder} exists and is not an empty folder: choose another --out")
@@ -104,4 +106,4 @@ def prepare_out(out: Path | None) -> Path:
         raise CapacityError(
             f"{folder}: cannot be written ({error.strerror}); choose another --out"
         ) from error
-    return folder
+    return folder, made

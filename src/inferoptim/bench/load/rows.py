@@ -9,11 +9,14 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from inferoptim.errors import InferOptimError
 from inferoptim.records.load_schema import LoadRequestRecord
 from inferoptim.records.writer import explain_os_error
 
 PERIOD_S = 0.5  # a kill loses what ended in it
+_JSON = TypeAdapter(LoadRequestRecord)
 
 
 class RowFile:
@@ -31,14 +34,14 @@ class RowFile:
         self.path = path
         self.partial = path.with_name(f"{path.stem}.partial{path.suffix}")
         self._on_failure = on_failure
-        self._waiting: deque[str] = deque()  # appended by one thread, emptied by the other
+        self._waiting: deque[bytes] = deque()  # appended by one thread, emptied by the other
         self._failure: OSError | None = None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="rows", daemon=True)
 
     def add(self, record: LoadRequestRecord) -> None:
         """Keep a row; it is on disk within `PERIOD_S`."""
-        self._waiting.append(record.model_dump_json() + "\n")
+        self._waiting.append(_JSON.dump_json(record) + b"\n")
 
     def __enter__(self) -> RowFile:
         self._thread.start()
@@ -80,7 +83,7 @@ class RowFile:
             if not rows or self._failure is not None:
                 continue
             try:
-                self._write("".join(rows).encode())
+                self._write(b"".join(rows))
             except OSError as error:
                 self._failure = error
                 self._on_failure()
