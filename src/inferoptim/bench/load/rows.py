@@ -19,6 +19,11 @@ PERIOD_S = 0.5  # a kill loses what ended in it
 _JSON = TypeAdapter(LoadRequestRecord)
 
 
+def encoded(record: LoadRequestRecord) -> bytes:
+    """A line of requests.jsonl."""
+    return _JSON.dump_json(record) + b"\n"
+
+
 class RowFile:
     """Takes rows on the event loop's thread and writes them from a thread of its own, so that a slow disk delays no request.
 
@@ -41,7 +46,7 @@ class RowFile:
 
     def add(self, record: LoadRequestRecord) -> None:
         """Keep a row; it is on disk within `PERIOD_S`."""
-        self._waiting.append(_JSON.dump_json(record) + b"\n")
+        self._waiting.append(encoded(record))
 
     def __enter__(self) -> RowFile:
         self._thread.start()

@@ -98,7 +98,7 @@ async def run_stage(
             live.sent += 1
             message = plan.messages[(plan.first_message + number) % len(plan.messages)]
             call = await client.call(message)
-            record = _record(plan.name, number, call, due, start, objectives)
+            record = record_of(plan.name, number, call, due, start, objectives)
             records.append(record)
             keep(record)
             live.done += 1
@@ -163,9 +163,15 @@ def _ramp_start(level: Level, index: int, duration_s: float | None) -> float:
     return (index + 1 - level.first) / (level.last - level.first) * duration_s * (1 - 1e-9)
 
 
-def _record(
+def record_of(
     stage: str, number: int, call: Call, due: float | None, start: float, objectives: Objectives
 ) -> LoadRequestRecord:
+    """What is kept of a request that has ended.
+
+    Args:
+        due: when an open loop should have sent it; None in a closed one.
+        start: the stage's zero.
+    """
     times = call.token_times_s if call.error is None else None
     record = LoadRequestRecord.model_construct(
         stage=stage,

@@ -10,9 +10,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from inferoptim.bench.load.rows import encoded
+from inferoptim.bench.load.run_stage import record_of
 from inferoptim.config import SamplingParams
 from inferoptim.errors import UnsupportedError
-from inferoptim.records.load_schema import SelfTest
+from inferoptim.records.load_schema import Objectives, SelfTest
 from inferoptim.targets.http_client import Endpoint
 from inferoptim.targets.openai_client import OpenAIClient
 
@@ -81,6 +83,7 @@ async def self_test(
                 call = await client.call(message)
                 if call.error is not None or call.output_tokens != tokens:
                     raise UnsupportedError(f"self-test of the load client: {call.error} {call.detail}")
+                encoded(record_of("self-test", done, call, None, start, Objectives()))  # as a run does
                 done += 1
 
         try:
