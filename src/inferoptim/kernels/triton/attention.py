@@ -25,12 +25,12 @@ def _in_float16(q, scale):
     """Queries for products with 8-bit keys: those become float16 in one instruction for two, bfloat16 takes four.
 
     Returns:
-        (q over a power of 2 that its range fits float16, [rows, 1] scale times that power).
+        (q over a power of 2 that its range fits float16, [rows] scale times that power).
     """
     wide = q.to(tl.float32)
     largest = tl.max(tl.abs(wide), axis=1)
     power = tl.exp2(tl.ceil(tl.log2(tl.where(largest > 0, largest, 1.0))))
-    return (wide / power[:, None]).to(tl.float16), (power * scale)[:, None]
+    return (wide / power[:, None]).to(tl.float16), power * scale
 
 
 @triton.jit
@@ -122,7 +122,8 @@ def _decode(
         )
         factor = scale
         if QUANT:
-            q, factor = _in_float16(q, scale)
+            q, row_factor = _in_float16(q, scale)
+            factor = row_factor[:, None]
         if (lo <= position) & (position < lo + TILE):
             newest = (at == position)[:, None] & (d < D)[None, :]
             k = tl.where(newest, tl.load(k_ptr + where, mask=newest, other=0.0), k)
@@ -215,7 +216,10 @@ def _varlen_tile(
     HKV: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, P: tl.constexpr, TILE: tl.constexpr, WINDOW: tl.constexpr,
     QUANT: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Take one tile of keys and values into the running softmax of a tile of queries."""
+    """Take one tile of keys and values into the running softmax of a tile of queries.
+
+    `top` is in units of the unscaled products: the scale is then part of the multiplication that the exponent needs anyway.
+    """
     d = tl.arange(0, DP)
     at = start + tl.arange(0, TILE)
     inside = at < hi
@@ -230,7 +234,7 @@ def _varlen_tile(
         k = tl.load(k_ptr + where)
     else:
         k = tl.load(k_ptr + where, mask=(d < D)[None, :], other=0.0)
-    s = tl.dot(q, tl.trans(k.to(q.dtype))) * scale
+    s = tl.dot(q, tl.trans(k.to(q.dtype)))
     if QUANT:
         s = s * tl.load(k_scale_ptr + slot * HKV + head, mask=inside, other=0.0)[None, :]
     if MASKED:
@@ -239,11 +243,11 @@ def _varlen_tile(
             visible = visible & (at[None, :] > position[:, None] - WINDOW)
         s = tl.where(visible, s, float("-inf"))
     new_top = tl.maximum(top, tl.max(s, axis=1))
-    base = new_top
+    base = new_top * scale
     if MASKED:
-        base = tl.where(new_top == float("-inf"), 0.0, new_top)
-    p = tl.exp2(s - base[:, None])
-    decay = tl.exp2(top - base)
+        base = tl.where(new_top == float("-inf"), 0.0, base)
+    p = tl.exp2(s * (scale[:, None] if QUANT else scale) - base[:, None])
+    decay = tl.exp2(top * scale - base)
     total = total * decay + tl.sum(p, axis=1)
     if MASKED:
         v = tl.load(v_ptr + where, mask=inside[:, None] & (d < D)[None, :], other=0.0)
@@ -417,14 +421,19 @@ def varlen_attention(
         q, cache.k, cache.v, cache.k_scale, cache.v_scale, tile_sequence, tile_start, query_start, context_lens,
         block_tables, out, q.stride(0), block_tables.stride(0), softmax_scale(head_dim),
         G=group, GP=next_power_of_2(group), HKV=num_kv_heads, D=head_dim, DP=next_power_of_2(head_dim), P=block_size,
-        TOKENS=tokens, TILE=64, WINDOW=window or 0, QUANT=cache.k_scale is not None,
-        STAGES=2 if head_dim > 64 else 3, num_warps=8, **options(q.device),
+        TOKENS=tokens, WINDOW=window or 0, QUANT=cache.k_scale is not None, **_varlen_shape(head_dim),
+        **options(q.device),
     )  # fmt: skip
 
 
 def tile_tokens(group: int) -> int:
     """Queries in one tile of `varlen_attention`: 128 rows of (query, head)."""
     return max(1, _VARLEN_ROWS // next_power_of_2(group))
+
+
+def _varlen_shape(head_dim: int) -> dict[str, int]:
+    """Keys of a tile, stages and warps: the best of a sweep on an H100 (docs/LOG.md)."""
+    return {"TILE": 64, "STAGES": 2 if head_dim > 64 else 3, "num_warps": 8}
 
 
 def _decode_shape(head_dim: int, splits: int, quantised: bool) -> tuple[int, int, int]:
