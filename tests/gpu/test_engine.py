@@ -122,7 +122,8 @@ def test_while_speculation_is_paused_plans_are_long_and_made_ahead(
     expected = generate(tmp_path, max_num_seqs=2)
     lengths, plans = cycle([0, 2]), []
     monkeypatch.setattr(speculative, "_LOOK_EVERY", 2)
-    monkeypatch.setattr(speculative.DraftLength, "choose", lambda self, num_sequences: next(lengths))
+    monkeypatch.setattr(speculative.DraftLength, "choose", lambda self, *_: next(lengths))
+    monkeypatch.setattr(speculative.DraftLength, "may_soon_pay", lambda self, num_sequences: False)
     # this tiny model repeats nothing, so what is proposed is anything; a wrong proposal changes no output
     monkeypatch.setattr(
         speculative.PromptLookupProposer,

@@ -91,7 +91,7 @@ def test_verified_tokens_follow_the_distribution_of_the_target(model: Path, leve
     )
     # speculation at every step, whatever it costs: the length control would switch it off on a model this small
     assert llm.core._speculator is not None
-    llm.core._speculator._length.choose = lambda _: 3  # type: ignore[method-assign]
+    llm.core._speculator._length.choose = lambda *_: 3  # type: ignore[method-assign]
     samplings = [
         SamplingParams(temperature=0.9, max_tokens=4, seed=seed, logit_bias=bias, ignore_eos=True)
         for seed in range(runs)

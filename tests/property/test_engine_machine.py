@@ -79,7 +79,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     ENGINES[:] = [EngineCore(config(folder, levers, max_num_seqs=4, blocks=26)) for levers in LEVERS]
     for core in ENGINES:
         if core._speculator is not None:  # as many as they are, whether they pay on this machine or not
-            core._speculator._length.choose = lambda _: 3  # type: ignore[method-assign]
+            core._speculator._length.choose = lambda *_: 3  # type: ignore[method-assign]
     LONELY[:] = [EngineCore(config(folder, OFF, max_num_seqs=1, blocks=16))]
     yield
     _alone.cache_clear()

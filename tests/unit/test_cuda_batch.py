@@ -38,12 +38,16 @@ def step(counts: list[int], contexts: list[int], wanted: list[int]) -> TiledIndi
 
 def test_tiles_cover_every_query_once_and_the_wanted_ones_hold_the_wanted_tokens() -> None:
     starts = np.array([0, 9, 10, 18], dtype=np.int32)
-    sequence, wanted_sequence, start, wanted_start = tile_arrays(starts, TILE, np.array([8, 9, 12, 13]))
+    contexts = np.array([9, 30, 8], dtype=np.int32)
+    sequence, wanted_sequence, start, wanted_start = tile_arrays(
+        starts, TILE, contexts, np.array([8, 9, 12, 13])
+    )
     covered = [starts[s] + at + i for s, at in zip(sequence, start, strict=True) for i in range(TILE)]
     inside = [t for t, s in zip(covered, np.repeat(sequence, TILE), strict=True) if t < starts[s + 1]]
-    assert inside == list(range(18))
-    assert list(zip(wanted_sequence, wanted_start, strict=True)) == [(0, 8), (1, 0), (2, 0)]
-    none = tile_arrays(starts, TILE, np.zeros(0, dtype=np.int32))
+    assert sorted(inside) == list(range(18))
+    assert (sequence[0], sequence[1], start[1]) == (1, 0, 8), "most context first"
+    assert list(zip(wanted_sequence, wanted_start, strict=True)) == [(1, 0), (0, 8), (2, 0)]
+    none = tile_arrays(starts, TILE, contexts, np.zeros(0, dtype=np.int32))
     assert none[1].size == none[3].size == 0
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from inferoptim.config import SamplingParams
 from inferoptim.engine.request import Request, Sequence
-from inferoptim.engine.speculative import DraftLength, PromptLookupProposer
+from inferoptim.engine.speculative import DraftLength, PromptLookupProposer, Speculator
 
 
 def sequence(tokens: list[int]) -> Sequence:
@@ -101,6 +101,64 @@ def test_proposals_for_few_sequences_are_weighed_as_few():
         control.observe_proposal(5, 0.0, 0.1)
         control.observe_acceptance(5, 5)
     assert [control.choose(10) for _ in range(20)] == [0] * 20
+
+
+def test_proposals_in_hand_count_and_not_how_many_there_were_lately():
+    """One request that now and then quotes: verified when it does; 32 of them: a loss at any share that will ever be seen."""
+
+    def seen(sequences: int, verify_s: float) -> DraftLength:
+        control = DraftLength(10)
+        for _ in range(200):
+            control.observe_plain(sequences, 0.55)
+            control.observe_plain(sequences, 0.44, in_many=True)
+            control.observe_verification(6 * sequences, verify_s)
+            control.observe_proposal(10, 0.0, 0.1)
+            control.observe_acceptance(10, 3)
+        return control
+
+    one, many = seen(1, 1.1), seen(32, 3.3)
+    assert one.choose(1) == 0, "on average it is a loss"
+    assert one.choose(1, 1.0) > 3
+    assert one.choose(1, 0.0) == 0
+    assert one.may_soon_pay(1)
+    assert many.choose(32, 0.2) == 0
+    assert not many.may_soon_pay(32)
+
+
+class Quoting:
+    """Proposes only when told to."""
+
+    costs_nothing = True
+    quotes = False
+
+    def propose(self, sequences: list[Sequence], max_tokens: int) -> dict[str, list[int]]:
+        return {s.request.request_id: [4] * max_tokens for s in sequences} if self.quotes else {}
+
+    def forget(self, request_id: str) -> None: ...
+
+
+def test_plans_are_short_while_proposals_may_come_and_long_while_they_would_not_pay():
+    proposer = Quoting()
+    speculator = Speculator(proposer, 10)
+    s = sequence([1, 2, 3])
+    s.token_ids.append(4)
+    s.num_computed = 3
+    control = speculator._length
+    for _ in range(20):
+        control.observe_plain(1, 0.44, in_many=True)
+        control.observe_verification(11, 1.1)
+        control.observe_acceptance(10, 6)
+    assert speculator.propose([s]) == {}
+    assert speculator.most_steps(16) == 4
+    assert not speculator.may_run_ahead()
+    proposer.quotes = True
+    assert len(speculator.propose([s])["r"]) > 5
+    assert speculator.most_steps(16) == 1
+    for _ in range(200):
+        control.observe_verification(11, 9.0)
+    assert speculator.propose([s]) == {}
+    assert speculator.most_steps(16) == 16
+    assert speculator.may_run_ahead()
 
 
 @pytest.mark.parametrize("acceptance", [0, 3, 5])

@@ -222,10 +222,12 @@ class EngineCore:
         if self._ahead is not None:
             launched = self._launch(self._ahead)
             return None if launched is None else (launched.plan, self._ahead.collect(launched))
-        speculator = self._speculator
-        most_steps = self._runner.burst_steps if speculator is None or speculator.paused else 1
+        most_steps = self._most_steps(self._runner.burst_steps)
         due = self._scheduler.schedule(time.perf_counter(), most_steps, within_end=True)
         return None if due is None else (due, self._runner.execute(due))
+
+    def _most_steps(self, planned: int) -> int:
+        return planned if self._speculator is None else self._speculator.most_steps(planned)
 
     def _propose(self, speculator: Speculator) -> None:
         running = [s for s in self._running.values() if s.slot >= 0]
@@ -271,7 +273,7 @@ class EngineCore:
         So the device has work while the host reads, books and hands out what the older step gave.
         """
         speculator = self._speculator
-        most_steps = runner.burst_steps if speculator is None or speculator.paused else 1
+        most_steps = self._most_steps(runner.burst_steps)
         if not self._launched:
             plan = self._scheduler.schedule(time.perf_counter(), most_steps)
             if plan is None:

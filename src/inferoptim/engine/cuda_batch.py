@@ -77,7 +77,11 @@ class TiledIndices:
 
     @classmethod
     def of(cls, indices: StepIndices, logit_slots: np.ndarray, tile_tokens: int) -> TiledIndices:
-        return cls(indices, logit_slots, tile_arrays(indices.query_start, tile_tokens, indices.logit_rows))
+        return cls(
+            indices,
+            logit_slots,
+            tile_arrays(indices.query_start, tile_tokens, indices.context_lens, indices.logit_rows),
+        )
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:

@@ -47,11 +47,6 @@ class Roster:
         slack = sum(len(seq.block_table) * size - seq.num_computed for seq in self.running.values())
         return slack + sum(len(table) * size for _, table in self._held)
 
-    @property
-    def has_released(self) -> bool:
-        """Whether rows were left since the last plan: the device may still be about to write to them."""
-        return bool(self._released)
-
     def take_released(self) -> tuple[int, ...]:
         """The rows that were left since the last call; the next plan names them."""
         released = tuple(self._released)

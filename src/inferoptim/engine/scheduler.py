@@ -209,9 +209,11 @@ class Scheduler:
 
     def _prompts_ahead(self, plan: StepPlan, deciding: Tokens[Tracked], now_s: float) -> StepPlan | None:
         """Parts of prompts that follow a plan with prompts; None when anybody decodes meanwhile."""
-        if not self.config.chunked_prefill or self._roster.has_released:
+        if not self.config.chunked_prefill:
             return None
         for work, seq in zip(plan.sequences, deciding, strict=True):
+            if seq.status is not Status.RUNNING:
+                return None  # it left meanwhile, and its row, which the device may still write to, is free
             lives_on = work.samples and len(seq.token_ids) + 1 < seq.max_total
             if lives_on or work.num_draft or not seq.on_device:
                 return None

@@ -20,12 +20,15 @@ _DECAY_COST = 0.95  # weight of the past in what a step costs
 _MOST_OF_MEAN = 4.0
 _MOST_AT_FIRST = 8.0
 _UNSEEN = 2  # verifying steps at the start that are not timed: kernels may be compiled in them
+_STEPS_OF_WAITING = 4  # a plan's, while proposals may come any moment
 _LOOK_EVERY = 8  # plans launched ahead of each other while it is a loss, before it is thought over again
 _DECAY = 0.97  # weight of the past in the running estimates
 
 
 class Proposer(Protocol):
     """Proposes continuations of running sequences."""
+
+    costs_nothing: bool  # worth asking before it is known whether its answers will be used
 
     def propose(self, sequences: SequenceOf[Sequence], max_tokens: int) -> dict[str, list[int]]:
         """At most `max_tokens` proposals for each sequence that has some, by request id."""
@@ -43,6 +46,8 @@ class PromptLookupProposer:
     n-gram to the position after it, extended as tokens arrive: O(1) a token.
     Source: Saxena 2023, "Prompt Lookup Decoding".
     """
+
+    costs_nothing = True
 
     def __init__(self, longest: int = 4, shortest: int = 2) -> None:
         self._sizes = tuple(range(longest, shortest - 1, -1))
@@ -81,6 +86,8 @@ class DraftModelProposer:
     Its KV-cache has the target's blocks under the same ids, so it needs no allocator of its own. Rows follow the
     target's slots. After a verification its computed length is cut back to what it shares with the target.
     """
+
+    costs_nothing = False
 
     def __init__(self, runner: Runner, block_size: int) -> None:
         self._runner = runner
@@ -255,24 +262,39 @@ class DraftLength:
             self._proposal_s = self._proposal_s * _DECAY + (seconds / num_tokens) * (1 - _DECAY)
             self._coverage = self._coverage * _DECAY + share * (1 - _DECAY)
 
-    def choose(self, num_sequences: int) -> int:
-        """Proposals a sequence for the next step."""
-        if not self._plain.known and not self._many.known:
+    def choose(self, num_sequences: int, share: float | None = None) -> int:
+        """Proposals a sequence for the next step.
+
+        Args:
+            share: of the sequences, that have proposals now; None: as many as lately.
+        """
+        if share == 0 or not (self._plain.known or self._many.known):
             return 0  # what a step costs without any must be known first
         if not self._verify.known:
             return self._longest
-        best = self._best(num_sequences)
+        best = self._best(num_sequences, share)
         self._since_other += 1
         if self._since_other % _PROBE_EVERY == 0:
             return 0 if best else 1
         return best
 
-    def _best(self, n: int) -> int:
+    def may_soon_pay(self, num_sequences: int) -> bool:
+        """Whether verifying would pay if a good many sequences had proposals: one deviation more than they have on average.
+
+        One sequence that quotes for a while has them at every step then, whatever the average says; of many some always do.
+        """
+        if not self._verify.known:
+            return True
+        c = self._coverage
+        return self._best(num_sequences, min(1.0, c + (c * (1 - c) / num_sequences) ** 0.5)) > 0
+
+    def _best(self, n: int, share: float | None) -> int:
+        coverage = self._coverage if share is None else share
         alpha = min(self._accepted / self._proposed, 0.99)
         plain = (self._plain if self._plain.known else self._many).at(n)
         best, best_rate = 0, n / (self._many if self._many.known else self._plain).at(n)
-        with_any = 1 - (1 - self._coverage) ** n
-        served = n * self._coverage  # of all sequences, over verifying and plain steps
+        with_any = 1 - (1 - coverage) ** n if share is None else 1.0
+        served = n * coverage  # of all sequences, over verifying and plain steps
         for d in range(1, self._longest + 1):
             gained = n - served + served * (1 - alpha ** (d + 1)) / (1 - alpha)
             tokens = n + d * served / max(with_any, 1e-9)
@@ -287,34 +309,51 @@ class Speculator:
 
     def __init__(self, proposer: Proposer, longest: int) -> None:
         self._proposer = proposer
+        self._longest = longest
         self._length = DraftLength(longest)
-        self._paused = False
+        self._paused = self._waits = False
         self._ahead = 0
 
     def propose(self, sequences: SequenceOf[Sequence]) -> dict[str, list[int]]:
         """Proposals for the sequences whose next step is a decode; empty when speculation does not pay now."""
         ready = [s for s in sequences if s.num_known - s.num_computed == 1 and s.num_generated > 0]
-        wanted = self._length.choose(len(ready)) if ready else 0
-        self._paused, self._ahead = bool(ready) and not wanted, 0
-        if not wanted:
+        self._paused, self._waits, self._ahead = False, False, 0
+        if not ready:
             return {}
-        started = time.perf_counter()
-        proposals = self._proposer.propose(ready, wanted)
-        share = sum(map(bool, proposals.values())) / len(ready)
-        self._length.observe_proposal(wanted, time.perf_counter() - started, share)
+        if self._proposer.costs_nothing:
+            proposals, share = self._ask(ready, self._longest)
+            wanted = self._length.choose(len(ready), share)
+            self._waits = not wanted and self._length.may_soon_pay(len(ready))
+            proposals = {name: tokens[:wanted] for name, tokens in proposals.items()} if wanted else {}
+        else:
+            wanted = self._length.choose(len(ready))
+            proposals = self._ask(ready, wanted)[0] if wanted else {}
+        self._paused = not wanted
         return proposals
 
-    @property
-    def paused(self) -> bool:
-        """Speculation was a loss when last thought over: steps may be planned many at a time, as without it."""
-        return self._paused
+    def _ask(self, sequences: SequenceOf[Sequence], wanted: int) -> tuple[dict[str, list[int]], float]:
+        """Proposals, and the share of the sequences that have some."""
+        started = time.perf_counter()
+        proposals = self._proposer.propose(sequences, wanted)
+        share = sum(map(bool, proposals.values())) / len(sequences)
+        self._length.observe_proposal(wanted, time.perf_counter() - started, share)
+        return proposals, share
+
+    def most_steps(self, planned: int) -> int:
+        """Steps that the next plan may span, of the `planned` that it would without speculation.
+
+        One while proposals are verified, all of them while speculation is a loss, few while it only has nothing to propose.
+        """
+        if not self._paused:
+            return 1
+        return min(planned, _STEPS_OF_WAITING) if self._waits else planned
 
     def may_run_ahead(self) -> bool:
         """Whether a plan may be launched before the outcome of the one before is known, which leaves no room for proposals.
 
-        While speculation is paused, all but every eighth time.
+        While speculation is a loss, all but every eighth time.
         """
-        if not self._paused:
+        if not self._paused or self._waits:
             return False
         self._ahead += 1
         return self._ahead % _LOOK_EVERY != 0

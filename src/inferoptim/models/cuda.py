@@ -123,7 +123,10 @@ class CudaDecoder:
     def forward(self, batch: Batch, kv: KVCache) -> torch.Tensor:
         """Compute a step: writes the KV of its tokens, returns float32 logits [R, V] of the wanted rows."""
         arrays = tile_arrays(
-            batch.query_start.cpu().numpy(), self.tile_tokens, batch.logit_rows_R.cpu().numpy()
+            batch.query_start.cpu().numpy(),
+            self.tile_tokens,
+            batch.context_lens_S.cpu().numpy(),
+            batch.logit_rows_R.cpu().numpy(),
         )
         tiles = Tiles(*(torch.from_numpy(array).to(self.device) for array in arrays))
         return self.forward_tiles(batch, kv, tiles).float()
@@ -133,7 +136,7 @@ class CudaDecoder:
     @property
     def tile_tokens(self) -> int:
         """Queries in one tile of a varlen step."""
-        return attention.tile_tokens(self.spec.num_heads // self.spec.num_kv_heads)
+        return attention.tile_tokens(self.spec.num_heads // self.spec.num_kv_heads, self.spec.head_dim)
 
     def forward_tiles(self, batch: Batch, kv: KVCache, tiles: Tiles) -> torch.Tensor:
         """A varlen step; nothing in it waits for the device. Returns logits [R, V] in the model's type."""

@@ -19,18 +19,23 @@ class Tiles:
 
 
 def tile_arrays(
-    query_start: np.ndarray, tile_tokens: int, logit_rows: np.ndarray
+    query_start: np.ndarray, tile_tokens: int, context_lens: np.ndarray, logit_rows: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The fields of `Tiles`, in order; the longest sequences' tiles are not reordered.
+    """The fields of `Tiles`, in order; tiles with more context come first, so that none of those is left alone at the end.
 
     Args:
         query_start: int32 [S + 1].
+        context_lens: int32 [S]: tokens, the step's included.
         logit_rows: int32 [R]: tokens of the step.
     """
-    tiles = -(-np.diff(query_start) // tile_tokens)
+    counts = np.diff(query_start)
+    tiles = -(-counts // tile_tokens)
     sequence = np.repeat(np.arange(tiles.size, dtype=np.int32), tiles)
     first = np.cumsum(tiles) - tiles
     start = ((np.arange(sequence.size) - first[sequence]) * tile_tokens).astype(np.int32)
     owner = np.searchsorted(query_start, logit_rows, side="right") - 1
     wanted = np.unique(first[owner] + (logit_rows - query_start[owner]) // tile_tokens)
-    return sequence, sequence[wanted], start, start[wanted]
+    before = (context_lens - counts)[sequence] + start
+    order = np.argsort(-before, kind="stable")
+    wanted = wanted[np.argsort(-before[wanted], kind="stable")]
+    return sequence[order], sequence[wanted], start[order], start[wanted]

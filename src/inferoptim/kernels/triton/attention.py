@@ -17,7 +17,6 @@ import triton.language as tl
 from inferoptim.kernels.triton.launch import CacheLayer, next_power_of_2, options
 
 MAX_SPLITS = 32
-_VARLEN_ROWS = 128  # (query, head) pairs in one tile of queries
 
 
 @triton.jit
@@ -416,7 +415,7 @@ def varlen_attention(
     """
     _, block_size, num_kv_heads, head_dim = cache.k.shape
     group = num_heads // num_kv_heads
-    tokens = tile_tokens(group)
+    tokens = tile_tokens(group, head_dim)
     _varlen[(num_kv_heads, tile_sequence.shape[0])](
         q, cache.k, cache.v, cache.k_scale, cache.v_scale, tile_sequence, tile_start, query_start, context_lens,
         block_tables, out, q.stride(0), block_tables.stride(0), softmax_scale(head_dim),
@@ -426,14 +425,17 @@ def varlen_attention(
     )  # fmt: skip
 
 
-def tile_tokens(group: int) -> int:
-    """Queries in one tile of `varlen_attention`: 128 rows of (query, head)."""
-    return max(1, _VARLEN_ROWS // next_power_of_2(group))
+def tile_tokens(group: int, head_dim: int) -> int:
+    """Queries in one tile of `varlen_attention`, which holds 64 or 128 rows of (query, head)."""
+    rows = 64 if head_dim <= 64 else 128
+    return max(1, rows // next_power_of_2(group))
 
 
 def _varlen_shape(head_dim: int) -> dict[str, int]:
     """Keys of a tile, stages and warps: the best of a sweep on an H100 (docs/LOG.md)."""
-    return {"TILE": 64, "STAGES": 2 if head_dim > 64 else 3, "num_warps": 8}
+    if head_dim <= 64:
+        return {"TILE": 64, "STAGES": 3, "num_warps": 4}
+    return {"TILE": 64, "STAGES": 2, "num_warps": 8}
 
 
 def _decode_shape(head_dim: int, splits: int, quantised: bool) -> tuple[int, int, int]:

@@ -12,6 +12,9 @@ import triton.language as tl
 from inferoptim.kernels.triton.elementwise import FP8_MAX, INT8_MAX, Scales, round_half_even
 from inferoptim.kernels.triton.launch import CacheLayer, next_power_of_2, options
 
+_MANY_TOKENS = 512
+_PAIRS = 2048  # that one program rotates, of four warps
+
 
 @triton.jit
 def _rope_write(
@@ -138,13 +141,16 @@ def rope_write(
     """
     head_dim = table.shape[1]
     heads = num_heads + 2 * num_kv_heads
-    per_program = 8
+    half = next_power_of_2(head_dim // 2)
+    per_program, warps = 8, 2
+    if qkv.shape[0] >= _MANY_TOKENS:  # then a token a program fills the device, and reads its position once
+        per_program, warps = max(8, min(next_power_of_2(heads), _PAIRS // half)), 4
     quant = {torch.float8_e4m3fn: 1, torch.int8: 2}.get(cache.k.dtype, 0)
     _rope_write[(qkv.shape[0], -(-heads // per_program))](
         qkv, bias, q_norm, k_norm, table, positions, slots_T, rows_T, limits, block_tables,
         cache.k, cache.v, cache.k_scale, cache.v_scale, *(x_scales or (None, None)), 0 if block_tables is None else block_tables.stride(0), eps,
-        HQ=num_heads, HKV=num_kv_heads, D=head_dim, P=cache.k.shape[1], HALF=next_power_of_2(head_dim // 2),
+        HQ=num_heads, HKV=num_kv_heads, D=head_dim, P=cache.k.shape[1], HALF=half,
         HB=per_program, MAPPED=rows_T is not None, BIAS=bias is not None, QK_NORM=q_norm is not None, QUANT=quant,
         SCALED=x_scales is not None,
-        num_warps=2, **options(qkv.device),
+        num_warps=warps, **options(qkv.device),
     )  # fmt: skip

@@ -4,7 +4,8 @@ Two kernels end every step. `adjust_shares` changes the logits as the requests a
 best of each share of the vocabulary; `norm_head` in gemv.py does the same for very small batches. `choose` takes the
 best, or draws: it inverts the distribution over the kept tokens, in order of ids, at one number that depends on (seed,
 position) alone, as `engine/sampler.py` does on the host. The kept tokens are those above one threshold, and as many of
-those at it as still belong to the set, lowest ids first: so nothing is sorted, the threshold is found by bisection.
+those at it as still belong to the set, lowest ids first: so nothing is sorted, the threshold is found by bisection, among
+all tokens until few are left between its ends, then among those few in registers.
 
 Legend: R rows of logits · V vocabulary · rows: rows of the runner's persistent batch.
 """
@@ -36,6 +37,7 @@ _ONE = tl.constexpr(0x3F800000)  # bits of 1.0
 _NOBODY = tl.constexpr(2147483647)
 _ALL_TIES = tl.constexpr(1 << 30)
 _CHUNK = 8192  # tokens of the vocabulary that `choose` holds at once
+NEAR = 4096  # tokens between the ends of the bisection that it gathers; a power of 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,58 +162,110 @@ def _above(probs_ptr, V, edge, CHUNK: tl.constexpr):
 
 
 @triton.jit
-def _draw(probs_ptr, V, top, temperature, top_k, top_p, min_p, u, CHUNK: tl.constexpr):
+def _edge(
+    probs_ptr, near_ptr, V, low, n_low, high, n_high, m_high, wanted,
+    BY_MASS: tl.constexpr, CHUNK: tl.constexpr, NEAR: tl.constexpr,
+):  # fmt: skip
+    """The largest bits that enough probabilities reach: `wanted` of them, or ones whose sum is `wanted`.
+
+    Args:
+        low, n_low: bits that enough are known to reach, and how many do.
+        high, n_high, m_high: bits that too few reach; how many do, and their sum.
+
+    Returns:
+        (the bits, how many reach them, how many exceed them, the sum of those that exceed).
+    """
+    while (n_low - n_high > NEAR) & (high - low > 1):
+        middle = low + (high - low) // 2
+        n, m = _above(probs_ptr, V, middle, CHUNK)
+        reached = m if BY_MASS else n
+        if reached >= wanted:
+            low = middle
+            n_low = n
+        else:
+            high = middle
+            n_high = n
+            m_high = m
+    if high - low > 1:
+        gathered = 0
+        for start in range(0, V, CHUNK):
+            n = start + tl.arange(0, CHUNK)
+            p = tl.load(probs_ptr + n, mask=n < V, other=-1.0)
+            bits = p.to(tl.int32, bitcast=True)
+            between = (bits >= low) & (bits < high)
+            tl.store(near_ptr + gathered + tl.cumsum(between.to(tl.int32)) - 1, p, mask=between)
+            gathered += tl.sum(between.to(tl.int32))
+        tl.debug_barrier()  # every thread's part is stored before others read it
+        i = tl.arange(0, NEAR)
+        near = tl.load(near_ptr + i, mask=i < gathered, other=-1.0)
+        bits = near.to(tl.int32, bitcast=True)
+        n_over = n_high
+        m_over = m_high
+        while high - low > 1:
+            middle = low + (high - low) // 2
+            n = n_over + tl.sum((bits >= middle).to(tl.int32))
+            m = m_over + tl.sum(tl.where(bits >= middle, near, 0.0))
+            reached = m if BY_MASS else n
+            if reached >= wanted:
+                low = middle
+                n_low = n
+            else:
+                high = middle
+                n_high = n
+                m_high = m
+        tl.debug_barrier()  # every thread has read its part before the next search stores there
+    return low, n_low, n_high, m_high
+
+
+@triton.jit
+def _draw(
+    probs_ptr, near_ptr, V, top, temperature, top_k, top_p, min_p, u, CHUNK: tl.constexpr, NEAR: tl.constexpr
+):  # fmt: skip
     """A token drawn at u from softmax(logits / temperature) over the tokens kept.
 
     `probs_ptr` holds logits, then probabilities as multiples of the largest, whose own is 1.
     """
     mass = tl.zeros((CHUNK,), tl.float32)
+    least_bits = tl.full((CHUNK,), _ONE, tl.int32)
     for start in range(0, V, CHUNK):
         n = start + tl.arange(0, CHUNK)
         x = tl.load(probs_ptr + n, mask=n < V, other=float("-inf"))
         p = tl.exp((x - top) / temperature)
         tl.store(probs_ptr + n, p, mask=n < V)
         mass += p
+        least_bits = tl.minimum(least_bits, tl.where(n < V, p.to(tl.int32, bitcast=True), _ONE))
     total = tl.sum(mass)
     tl.debug_barrier()  # every thread's part is stored before others read it
     # Bits of floats that are not negative are in their order. `edge` is the largest that enough tokens reach.
     edge = 0
     ties = _ALL_TIES  # of the tokens at the edge, how many are kept
+    low = tl.maximum(tl.min(least_bits), 0)
+    there = V  # tokens that reach it
+    over = 0  # tokens that exceed it
+    strictly = 0.0  # and their sum
     if top_k < V:
-        over = _ONE + 1
-        while over - edge > 1:
-            middle = edge + (over - edge) // 2
-            count, _mass = _above(probs_ptr, V, middle, CHUNK)
-            if count >= top_k:
-                edge = middle
-            else:
-                over = middle
-        count, strictly = _above(probs_ptr, V, edge + 1, CHUNK)
-        ties = top_k - count
+        low, there, over, strictly = _edge(
+            probs_ptr, near_ptr, V, low, there, _ONE + 1, 0, 0.0, top_k, False, CHUNK, NEAR
+        )
+        edge = low
+        ties = top_k - over
         total = strictly + ties * _float(edge)
     if top_p < 1.0:
-        wanted = top_p * total
-        least = edge
-        over = _ONE + 1
-        while over - edge > 1:
-            middle = edge + (over - edge) // 2
-            _count, reached = _above(probs_ptr, V, middle, CHUNK)
-            if reached >= wanted:
-                edge = middle
-            else:
-                over = middle
-        _count, strictly = _above(probs_ptr, V, edge + 1, CHUNK)
-        at_edge = tl.maximum(_float(edge), 1e-38)
+        wanted = tl.maximum(top_p * total, 1e-30)
+        low, there, over, strictly = _edge(
+            probs_ptr, near_ptr, V, low, there, _ONE + 1, 0, 0.0, wanted, True, CHUNK, NEAR
+        )
+        at_edge = tl.maximum(_float(low), 1e-38)
         needed = tl.minimum(tl.maximum(tl.ceil((wanted - strictly) / at_edge), 1.0), 1e9).to(tl.int32)
-        ties = tl.minimum(needed, tl.where(edge == least, ties, _ALL_TIES))
+        ties = tl.minimum(needed, tl.where(edge == low, ties, _ALL_TIES))
+        edge = low
     least_p = min_p.to(tl.int32, bitcast=True)
     if least_p > edge:
         edge = least_p
         ties = _ALL_TIES
-    if edge > 0:
-        count, strictly = _above(probs_ptr, V, edge + 1, CHUNK)
-        there, _mass = _above(probs_ptr, V, edge, CHUNK)
-        ties = tl.minimum(ties, there - count)
+        there, total = _above(probs_ptr, V, edge, CHUNK)
+    elif edge > 0:
+        ties = tl.minimum(ties, there - over)
         total = strictly + ties * _float(edge)
     target = u * total.to(tl.float64)
     below = tl.full((), 0.0, tl.float64)
@@ -239,9 +293,9 @@ def _draw(probs_ptr, V, top, temperature, top_k, top_p, min_p, u, CHUNK: tl.cons
 
 @triton.jit
 def _choose(
-    best_ptr, best_at_ptr, slots_ptr, positions_ptr, at_ptr, fields_ptr, counts_ptr, probs_ptr,
+    best_ptr, best_at_ptr, slots_ptr, positions_ptr, at_ptr, fields_ptr, counts_ptr, probs_ptr, near_ptr,
     tokens_ptr, done_ptr, out_ptr, shares, V,
-    ADVANCE: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr,
+    ADVANCE: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr, NEAR: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     i = tl.program_id(0).to(tl.int64)
     if PDL:
@@ -265,8 +319,8 @@ def _choose(
             tl.load(positions_ptr + where) + 1,
         )
         token = _draw(
-            probs_ptr + i * V, V, top, temperature, tl.load(fields_ptr + row * _FIELDS + _TOP_K),
-            field(fields_ptr, row, _TOP_P), field(fields_ptr, row, _MIN_P), u, CHUNK,
+            probs_ptr + i * V, near_ptr + i * NEAR, V, top, temperature, tl.load(fields_ptr + row * _FIELDS + _TOP_K),
+            field(fields_ptr, row, _TOP_P), field(fields_ptr, row, _MIN_P), u, CHUNK, NEAR,
         )  # fmt: skip
     token = tl.minimum(token, V - 1)  # logits that are all NaN choose nothing
     if slot >= 0:

@@ -74,7 +74,7 @@ def attention_(i: Inputs) -> Iterator[Comparison]:
             # varlen: any mix of query lengths, tiles of nobody at the end
             starts = np.concatenate(([0], np.cumsum(counts)))
             q = i.normal(int(starts[-1]), (heads + 2 * kv_heads) * dim)
-            per_tile = attention.tile_tokens(heads // kv_heads)
+            per_tile = attention.tile_tokens(heads // kv_heads, dim)
             tiles = [(s, t) for s, n in enumerate(counts) for t in range(0, n, per_tile)] + [(-1, 0)] * 3
             out = i.poison(q.shape[0], heads * dim)
             attention.varlen_attention(
