@@ -272,7 +272,9 @@ class DraftLength:
             return 0  # what a step costs without any must be known first
         if not self._verify.known:
             return self._longest
-        best = self._best(num_sequences, share)
+        best = self._best(
+            num_sequences, self._coverage if share is None else share, in_hand=share is not None
+        )
         self._since_other += 1
         if self._since_other % _PROBE_EVERY == 0:
             return 0 if best else 1
@@ -286,14 +288,15 @@ class DraftLength:
         if not self._verify.known:
             return True
         c = self._coverage
-        return self._best(num_sequences, min(1.0, c + (c * (1 - c) / num_sequences) ** 0.5)) > 0
+        often = min(1.0, c + (c * (1 - c) / num_sequences) ** 0.5)
+        return self._best(num_sequences, often, in_hand=False) > 0
 
-    def _best(self, n: int, share: float | None) -> int:
-        coverage = self._coverage if share is None else share
+    def _best(self, n: int, coverage: float, *, in_hand: bool) -> int:
+        """The length that pays most; `coverage` is the chance of a sequence to have proposals, or the share that has."""
         alpha = min(self._accepted / self._proposed, 0.99)
         plain = (self._plain if self._plain.known else self._many).at(n)
         best, best_rate = 0, n / (self._many if self._many.known else self._plain).at(n)
-        with_any = 1 - (1 - coverage) ** n if share is None else 1.0
+        with_any = 1.0 if in_hand else 1 - (1 - coverage) ** n
         served = n * coverage  # of all sequences, over verifying and plain steps
         for d in range(1, self._longest + 1):
             gained = n - served + served * (1 - alpha ** (d + 1)) / (1 - alpha)
