@@ -21,3 +21,17 @@ def test_kernels_compute_what_the_reference_defines(device: torch.device, check:
         outcomes = selfcheck.run(device, (torch.bfloat16, torch.float16), fp8=fp8, checks=(check,))
     assert outcomes
     assert not [o for o in outcomes if not o.passed]
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="there is a GPU: vocabularies there exceed the room anyway"
+)
+def test_thresholds_are_found_when_few_tokens_fit_beside_them(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+):
+    from inferoptim.kernels.triton import sampling, selfcheck
+
+    monkeypatch.setattr(sampling, "NEAR", 8)
+    outcomes = selfcheck.run(device, (torch.float16,), small=True, checks=("sampling",))
+    assert [o for o in outcomes if o.name.startswith("drawn tokens")]
+    assert not [o for o in outcomes if not o.passed]

@@ -107,6 +107,7 @@ class CudaDecoder:
         self._best = torch.empty(shares, dtype=torch.float32, device=self.device)
         self._best_at = torch.empty(shares, dtype=torch.int32, device=self.device)
         self._probs = torch.empty(most, spec.vocab_size, dtype=torch.float32, device=self.device)
+        self._near = torch.empty(most, sampling.NEAR, dtype=torch.float32, device=self.device)
         self._logits = torch.empty(most, spec.vocab_size, dtype=self.dtype, device=self.device)
         self._head_rows = torch.empty(
             max(most, _MIN_INT_MM_ROWS), spec.hidden_size, dtype=_activation_dtype(weights.head, self.dtype),
@@ -173,10 +174,10 @@ class CudaDecoder:
         count = logits_RV.shape[0]
         out = torch.empty(count, dtype=torch.int32, device=self.device)
         if count:
-            best, best_at, probs = self._scratch_of_choice(count)
+            best, best_at, probs, near = self._scratch_of_choice(count)
             where = (slots_R, batch.positions_T)
             shares = sampling.adjust_shares(logits_RV, *where, rows, probs, best, best_at, batch.logit_rows_R)
-            sampling.choose(best, best_at, shares, *where, batch.logit_rows_R, rows, probs, out)
+            sampling.choose(best, best_at, shares, *where, batch.logit_rows_R, rows, probs, near, out)
         return out
 
     def decode(self, state: RowState, step: DecodeStep, kv: KVCache) -> None:
@@ -189,7 +190,7 @@ class CudaDecoder:
         else:
             shares = self._decode_many(b, state, step, kv)
         sampling.advance(
-            self._best, self._best_at, shares, state.sampling, self._probs[:rows], slots=step.rows_R,
+            self._best, self._best_at, shares, state.sampling, self._probs[:rows], self._near, slots=step.rows_R,
             tokens=state.tokens, positions=state.positions, done=step.done_R, out=step.out,
         )  # fmt: skip
 
@@ -381,15 +382,16 @@ class CudaDecoder:
         held = self._buffers
         return held.first(tokens) if tokens <= held.x.shape[0] else _Buffers(self, tokens)
 
-    def _scratch_of_choice(self, rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(best, where, probabilities) for that many rows of logits."""
+    def _scratch_of_choice(self, rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(best, where, probabilities, those near a threshold) for that many rows of logits."""
         if rows <= self.max_logit_rows:
-            return self._best, self._best_at, self._probs[:rows]
+            return self._best, self._best_at, self._probs[:rows], self._near
         shares = rows * -(-self.spec.vocab_size // sampling.SHARE)
         return (
             torch.empty(shares, dtype=torch.float32, device=self.device),
             torch.empty(shares, dtype=torch.int32, device=self.device),
             torch.empty(rows, self.spec.vocab_size, dtype=torch.float32, device=self.device),
+            torch.empty(rows, sampling.NEAR, dtype=torch.float32, device=self.device),
         )
 
 

@@ -369,7 +369,8 @@ def adjust_shares(
 
 def _choice(shares: int, vocab: int) -> dict[str, int]:
     chunk = min(_CHUNK, next_power_of_2(vocab))
-    return {"BLOCK": next_power_of_2(shares), "CHUNK": chunk, "num_warps": max(1, min(16, chunk // 256))}
+    warps = max(1, min(16, chunk // 256))
+    return {"BLOCK": next_power_of_2(shares), "CHUNK": chunk, "NEAR": min(NEAR, chunk), "num_warps": warps}
 
 
 def choose(
@@ -381,16 +382,21 @@ def choose(
     at_R: torch.Tensor,
     rows: SamplingRows,
     probs_RV: torch.Tensor,
+    near: torch.Tensor,
     out_R: torch.Tensor,
 ) -> None:
     """The token of each row of logits into `out_R` (int32), the lowest id among the likeliest of a greedy one.
 
     Rows that draw take theirs from `probs_RV`, which is overwritten; rows with penalties count theirs. The other
     arguments are those of `adjust_shares`.
+
+    Args:
+        near: float32 [R, NEAR]: room for the tokens near a threshold; overwritten.
     """
     vocab = probs_RV.shape[1]
     _choose[(out_R.shape[0],)](
-        best, best_at, slots_R, positions, at_R, rows.fields, rows.counts, probs_RV, None, None, out_R, shares, vocab,
+        best, best_at, slots_R, positions, at_R, rows.fields, rows.counts, probs_RV, near, None, None, out_R,
+        shares, vocab,
         ADVANCE=False, **_choice(shares, vocab), **options(best.device),
     )  # fmt: skip
 
@@ -401,6 +407,7 @@ def advance(
     shares: int,
     rows: SamplingRows,
     probs_RV: torch.Tensor,
+    near: torch.Tensor,
     *,
     slots: torch.Tensor,
     tokens: torch.Tensor,
@@ -411,7 +418,7 @@ def advance(
     """End a decode step on the device: choose, hand the token to the next step, move every row on by one position.
 
     Args:
-        best, best_at, shares, rows, probs_RV: as for `choose`.
+        best, best_at, shares, rows, probs_RV, near: as for `choose`.
         slots: int32 [R]: rows of the batch, -1 = none.
         tokens, positions: int32 [rows of the batch]; updated.
         done: int32 [R]: steps done since the host last set it to 0; updated.
@@ -419,6 +426,7 @@ def advance(
     """
     vocab = probs_RV.shape[1]
     _choose[(slots.shape[0],)](
-        best, best_at, slots, positions, None, rows.fields, rows.counts, probs_RV, tokens, done, out, shares, vocab,
+        best, best_at, slots, positions, None, rows.fields, rows.counts, probs_RV, near, tokens, done, out,
+        shares, vocab,
         ADVANCE=True, **_choice(shares, vocab), **options(best.device),
     )  # fmt: skip

@@ -35,41 +35,55 @@ def choices(i: Inputs) -> Iterator[Comparison]:
         yield from _adjusted(i, vocab)
 
 
-def _scratch(i: Inputs, rows: int, vocab: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _scratch(
+    i: Inputs, rows: int, vocab: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     shares = rows * (-(-vocab // sampling.SHARE))
     return (
         i.poison(rows, vocab, dtype=torch.float32),
         i.poison(shares, dtype=torch.float32),
         i.poison(shares, dtype=torch.int32),
+        i.poison(rows, sampling.NEAR, dtype=torch.float32),
     )
+
+
+def _advance(
+    i: Inputs,
+    logits: torch.Tensor,
+    held: sampling.SamplingRows,
+    scratch: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+    shares: int,
+    *,
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+    done: list[int],
+    steps: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(tokens of the batch, steps done, what was given out) after one step; 9 and -5 where nothing was written."""
+    probs, best, best_at, near = scratch
+    tokens = i.ints([9] * positions.shape[0])
+    counter, out = i.ints(done), i.ints([[-5] * logits.shape[0]] * steps)
+    sampling.advance(
+        best, best_at, shares, held, probs, near, slots=slots, tokens=tokens, positions=positions, done=counter, out=out
+    )  # fmt: skip
+    return tokens, counter, out
 
 
 def _greedy(i: Inputs, rows: int, vocab: int) -> Iterator[Comparison]:
     logits = i.normal(rows, vocab)
     logits[0, vocab // 2] = logits[0, vocab - 1] = 60.0  # a tie: the lower id
     held = greedy_rows(i, rows + 1, vocab)
-    probs, best, best_at = _scratch(i, rows, vocab)
+    scratch = probs, best, best_at, near = _scratch(i, rows, vocab)
     members = [*range(rows)][::-1]
     members[0] = -1 if rows > 1 else 0
     slots, positions = i.ints(members), i.ints(range(rows + 1))
     shares = sampling.adjust_shares(logits, slots, positions, held, probs, best, best_at)
     out = i.poison(rows, dtype=torch.int32)
-    sampling.choose(best, best_at, shares, slots, positions, i.ints([0] * rows), held, probs, out)
+    sampling.choose(best, best_at, shares, slots, positions, i.ints([0] * rows), held, probs, near, out)
     expected = logits.float().cpu().numpy().argmax(1)
     yield f"argmax {rows}x{vocab}", out, i.ints(expected), 0.0
-    tokens = i.ints([9] * (rows + 1))
-    done, chosen = i.ints([1] * rows), i.ints([[-5] * rows] * 3)
-    sampling.advance(
-        best,
-        best_at,
-        shares,
-        held,
-        probs,
-        slots=slots,
-        tokens=tokens,
-        positions=positions,
-        done=done,
-        out=chosen,
+    tokens, done, chosen = _advance(
+        i, logits, held, scratch, shares, slots=slots, positions=positions, done=[1] * rows, steps=3
     )
     wanted, at, steps = [9] * (rows + 1), list(range(rows + 1)), [1] * rows
     given = [[-5] * rows for _ in range(3)]
@@ -104,12 +118,12 @@ def _drawn(i: Inputs, rows: int, vocab: int, tied: bool) -> Iterator[Comparison]
         fields[r, [sampling.SEED_LOW, sampling.SEED_HIGH]] = words
     held.fields.copy_(torch.from_numpy(fields))
     slots = i.permutation(rows)  # row s of the logits belongs to row slots[s] of the batch
-    probs, best, best_at = _scratch(i, rows, vocab)
+    probs, best, best_at, near = _scratch(i, rows, vocab)
     at = i.ints(positions)
     shares = sampling.adjust_shares(logits, i.ints(slots), at, held, probs, best, best_at)
     yield f"adjusted logits {rows}x{vocab}", probs, logits, 1e-6
     out = i.poison(rows, dtype=torch.int32)
-    sampling.choose(best, best_at, shares, i.ints(slots), at, i.ints(slots), held, probs, out)
+    sampling.choose(best, best_at, shares, i.ints(slots), at, i.ints(slots), held, probs, near, out)
     misses = []
     for s, slot in enumerate(slots):
         top_k, top_p, min_p = _FILTERS[slot % len(_FILTERS)]
@@ -150,7 +164,7 @@ def _adjusted(i: Inputs, vocab: int) -> Iterator[Comparison]:
     counts[prompt.long()] |= sampling.IN_PROMPT
     held.counts[:2] = counts.to(torch.int16)
     positions, slots = i.ints([18, 30, 40]), i.ints([0, 1, 2])
-    probs, best, best_at = _scratch(i, rows, vocab)
+    scratch = probs, best, best_at, _ = _scratch(i, rows, vocab)
     probs[1] = 0  # a greedy row's are not written
     shares = sampling.adjust_shares(logits, slots, positions, held, probs, best, best_at)
     bias = {2: 1.5, 4: -2.0}
@@ -161,18 +175,8 @@ def _adjusted(i: Inputs, vocab: int) -> Iterator[Comparison]:
     biased = reference.adjust_logits(logits[2], nothing, nothing, added=bias)
     yield f"bias {vocab}", probs[2], biased, i.limit
     probs[0, 5] = -torch.inf
-    tokens, done, out = i.ints([9] * rows), i.ints([0] * rows), i.ints([[-5] * rows])
-    sampling.advance(
-        best,
-        best_at,
-        shares,
-        held,
-        probs,
-        slots=slots,
-        tokens=tokens,
-        positions=positions,
-        done=done,
-        out=out,
+    tokens, _, _ = _advance(
+        i, logits, held, scratch, shares, slots=slots, positions=positions, done=[0] * rows, steps=1
     )
     greedy = reference.adjust_logits(logits[1], prompt, output, **wanted)
     yield f"greedy with penalties {vocab}", greedy[tokens[1].long()], greedy.max(), 1e-5

@@ -133,7 +133,8 @@ def _gemv(i: Inputs, label: str, quant: torch.dtype | None) -> Iterator[Comparis
             yield f"norm_head{name} logits", probs[:1], (normed @ wide.T)[:1], i.limit
             held.fields[0, sampling.TEMPERATURE] = 0
             out = i.poison(m, dtype=torch.int32)
-            sampling.choose(best, best_at, shares, members, at_row, members, held, probs, out)
+            near = i.poison(m, sampling.NEAR, dtype=torch.float32)
+            sampling.choose(best, best_at, shares, members, at_row, members, held, probs, near, out)
             logits = normed @ wide.T
             chosen = logits.gather(1, out.long().clamp(0, vocab - 1)[:, None])
             yield f"norm_head{name}", chosen, logits.max(1, keepdim=True).values, 1e-4
