@@ -163,18 +163,20 @@ def _above(probs_ptr, V, edge, CHUNK: tl.constexpr):
 
 @triton.jit
 def _edge(
-    probs_ptr, near_ptr, V, low, n_low, high, n_high, m_high, wanted,
+    probs_ptr, near_ptr, V, low, n_low, wanted,
     BY_MASS: tl.constexpr, CHUNK: tl.constexpr, NEAR: tl.constexpr,
 ):  # fmt: skip
     """The largest bits that enough probabilities reach: `wanted` of them, or ones whose sum is `wanted`.
 
     Args:
         low, n_low: bits that enough are known to reach, and how many do.
-        high, n_high, m_high: bits that too few reach; how many do, and their sum.
 
     Returns:
         (the bits, how many reach them, how many exceed them, the sum of those that exceed).
     """
+    high = tl.full((), _ONE + 1, tl.int32)  # bits that too few reach
+    n_high = tl.full((), 0, tl.int32)  # how many do
+    m_high = tl.full((), 0.0, tl.float32)  # and their sum
     while (n_low - n_high > NEAR) & (high - low > 1):
         middle = low + (high - low) // 2
         n, m = _above(probs_ptr, V, middle, CHUNK)
@@ -189,12 +191,15 @@ def _edge(
     if high - low > 1:
         gathered = 0
         for start in range(0, V, CHUNK):
-            n = start + tl.arange(0, CHUNK)
+            n = start + tl.arange(0, CHUNK // 16)[:, None] * 16 + tl.arange(0, 16)[None, :]
             p = tl.load(probs_ptr + n, mask=n < V, other=-1.0)
             bits = p.to(tl.int32, bitcast=True)
-            between = (bits >= low) & (bits < high)
-            tl.store(near_ptr + gathered + tl.cumsum(between.to(tl.int32)) - 1, p, mask=between)
-            gathered += tl.sum(between.to(tl.int32))
+            between = ((bits >= low) & (bits < high)).to(tl.int32)
+            here = tl.sum(between, axis=1)
+            before = gathered + tl.cumsum(here) - here
+            at = before[:, None] + tl.cumsum(between, axis=1) - 1
+            tl.store(near_ptr + at, p, mask=between > 0)
+            gathered += tl.sum(here)
         tl.debug_barrier()  # every thread's part is stored before others read it
         i = tl.arange(0, NEAR)
         near = tl.load(near_ptr + i, mask=i < gathered, other=-1.0)
@@ -240,21 +245,17 @@ def _draw(
     edge = 0
     ties = _ALL_TIES  # of the tokens at the edge, how many are kept
     low = tl.maximum(tl.min(least_bits), 0)
-    there = V  # tokens that reach it
-    over = 0  # tokens that exceed it
-    strictly = 0.0  # and their sum
+    there = tl.full((), 0, tl.int32) + V  # tokens that reach it
+    over = tl.full((), 0, tl.int32)  # tokens that exceed it
+    strictly = tl.full((), 0.0, tl.float32)  # and their sum
     if top_k < V:
-        low, there, over, strictly = _edge(
-            probs_ptr, near_ptr, V, low, there, _ONE + 1, 0, 0.0, top_k, False, CHUNK, NEAR
-        )
+        low, there, over, strictly = _edge(probs_ptr, near_ptr, V, low, there, top_k, False, CHUNK, NEAR)
         edge = low
         ties = top_k - over
         total = strictly + ties * _float(edge)
     if top_p < 1.0:
         wanted = tl.maximum(top_p * total, 1e-30)
-        low, there, over, strictly = _edge(
-            probs_ptr, near_ptr, V, low, there, _ONE + 1, 0, 0.0, wanted, True, CHUNK, NEAR
-        )
+        low, there, over, strictly = _edge(probs_ptr, near_ptr, V, low, there, wanted, True, CHUNK, NEAR)
         at_edge = tl.maximum(_float(low), 1e-38)
         needed = tl.minimum(tl.maximum(tl.ceil((wanted - strictly) / at_edge), 1.0), 1e9).to(tl.int32)
         ties = tl.minimum(needed, tl.where(edge == low, ties, _ALL_TIES))
