@@ -24,10 +24,12 @@ from inferoptim.models.load import read_spec
 folder = Path(sys.argv[1])
 fields = {"max_model_len": 48, "max_num_seqs": 3, "max_num_batched_tokens": 600, "kv_budget_bytes": 1 << 20}
 config = EngineConfig.create(model=sys.argv[1], **fields)
-with precompile.collecting((9, 0)) as jobs:
+jobs = []
+with precompile.collecting((9, 0), jobs.append):
     launch_everything(read_spec(folder), config, torch.bfloat16, "fp8")
 print(*{job.name for job in jobs}, sep=chr(10))
-precompile._MOST_JOBS = 2  # each takes its time
+start = precompile.SideBySide.start  # each takes its time: one of them
+precompile.SideBySide.start = lambda self, job: start(self, job) if job.name == "_embed" else None
 rehearsal = rehearse(folder, config, torch.bfloat16, (9, 0))
 rehearsal.wait()
 assert rehearsal._over.is_set()
@@ -54,7 +56,7 @@ def test_every_kernel_of_the_steps_is_compiled_by_other_processes(tmp_path: Path
         "_choose",
     }
     assert few | many <= set(done.stdout.splitlines())
-    assert [path.stem for path in kernels.rglob("*.cubin")] == ["_embed"]
+    assert {path.stem for path in kernels.rglob("*.cubin")} == {"_embed"}
 
 
 def test_a_rehearsal_that_fails_keeps_nobody_waiting() -> None:

@@ -24,7 +24,7 @@ from inferoptim.engine.cuda_graphs import ladder
 from inferoptim.engine.cuda_runner import MAX_BURST, VARLEN_SEQUENCES, VARLEN_TOKENS, varlen_logit_rows
 from inferoptim.engine.gpu_memory import logit_rows
 from inferoptim.engine.kv_cache import allocate_kv_cache
-from inferoptim.kernels.triton.precompile import collecting, compile_side_by_side
+from inferoptim.kernels.triton.precompile import SideBySide, collecting
 from inferoptim.kernels.triton.sampling import SamplingRows
 from inferoptim.models.batch import Batch, KVCache
 from inferoptim.models.cuda import CudaDecoder, DecodeStep, RowState
@@ -84,11 +84,12 @@ def rehearse(
         quiet = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(quiet, stream)
-        with collecting(capability) as jobs:
+        side_by_side = SideBySide(min(os.cpu_count() or 1, _MOST_WORKERS))
+        with collecting(capability, side_by_side.start):
             launch_everything(
                 read_spec(folder), config, dtype, stored_quantization(folder, config.quantization)
             )
-            compile_side_by_side(jobs, min(os.cpu_count() or 1, _MOST_WORKERS))
+        side_by_side.finish()
         status = 0
     finally:
         os._exit(status)
@@ -119,7 +120,11 @@ def launch_everything(spec: ModelSpec, config: EngineConfig, dtype: torch.dtype,
     wanted = varlen_logit_rows(decoder.max_logit_rows, config.speculative != "none")
     shapes = [(tokens, min(VARLEN_SEQUENCES, rows), min(tokens, wanted)) for tokens in VARLEN_TOKENS]
     shapes.append((config.max_num_batched_tokens, 2, 2))
-    with mock.patch.object(torch, "_scaled_mm", return_value=None):  # has no form without memory
+    with (  # the first has no form without memory, and for the others torch would import its symbolic algebra
+        mock.patch.object(torch, "_scaled_mm", return_value=None),
+        mock.patch.object(torch, "mm", return_value=None),
+        mock.patch.object(torch.Tensor, "addmm_", return_value=None),
+    ):
         for size in ladder(rows):
             with suppress(Exception):  # another size may be of other kernels
                 step = DecodeStep(_int32(size), _int32(size), _int32(MAX_BURST, size))
@@ -153,16 +158,19 @@ def _int32(*shape: int) -> torch.Tensor:
 
 
 def _decoder(spec: ModelSpec, dtype: torch.dtype, quantization: str) -> Decoder:
-    """A decoder of that shape whose weights have no memory."""
+    """A decoder of that shape whose weights have no memory.
+
+    But for the few that are computed with when a decoder is made: on "meta" torch would import its compiler for that.
+    """
 
     def tensor(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device=_META)
 
     def linear(n: int, k: int, bias: bool = False) -> Linear:
         vector = tensor(n) if bias else None
-        scale = tensor(n, dtype=torch.float32)
         if quantization == "fp8":
-            return Fp8Weight(tensor(n, k, dtype=torch.float8_e4m3fn), scale, vector)
+            return Fp8Weight(tensor(n, k, dtype=torch.float8_e4m3fn), torch.ones(n), vector)
+        scale = tensor(n, dtype=torch.float32)
         if quantization in ("int8", "int8-weight-only"):
             return Int8Weight(tensor(n, k, dtype=torch.int8), scale, vector, quantization == "int8")
         return DenseWeight(tensor(n, k), vector)
@@ -188,7 +196,7 @@ def _decoder(spec: ModelSpec, dtype: torch.dtype, quantization: str) -> Decoder:
     head = DenseWeight(output) if quantization == "fp8" else linear(spec.vocab_size, hidden)
     weights = DecoderWeights(
         embedding=output, layers=layers, final_norm=tensor(hidden), head=head,
-        inv_freq=tensor(dim // 2, dtype=torch.float32),
+        inv_freq=torch.ones(dim // 2),
     )  # fmt: skip
     return Decoder(spec, weights, device=_META, dtype=dtype)
 

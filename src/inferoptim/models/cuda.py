@@ -90,14 +90,14 @@ class CudaDecoder:
         self.weights = weights
         self.weight_bytes = decoder.weight_bytes
         self.num_positions = max_model_len
-        positions = torch.arange(max_model_len, device=self.device, dtype=torch.float32)
-        angles = torch.outer(positions, weights.inv_freq.to(self.device))
-        self._rotations = torch.cat((angles.cos(), angles.sin()), dim=1)
+        positions = torch.arange(max_model_len, device=weights.inv_freq.device, dtype=torch.float32)
+        angles = torch.outer(positions, weights.inv_freq)
+        self._rotations = torch.cat((angles.cos(), angles.sin()), dim=1).to(self.device)
         first = weights.layers[0].qkv
         self._activation = _activation_dtype(first, self.dtype)
         linears = [w for layer in weights.layers for w in (layer.qkv, layer.o, layer.gate_up, layer.down)]
         self._one = torch.ones((), dtype=torch.float32, device=self.device)
-        self._shrink = self._one / _FP8_SHRINK
+        self._shrink = torch.full((), 1 / _FP8_SHRINK, dtype=torch.float32, device=self.device)
         self._fp8_columns = {id(w): w.scale * _FP8_SHRINK for w in linears if isinstance(w, Fp8Weight)}
         self._fused_rope = not spec.qk_norm
         self._most_few = linear.most_rows([_parts(w)[0] for w in linears], self.dtype, self.device)

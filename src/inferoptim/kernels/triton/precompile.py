@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import triton
@@ -16,8 +16,6 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from inferoptim.kernels.triton import launch
-
-_MOST_JOBS = 256  # a job's number is one byte in a pipe
 
 
 class Job(NamedTuple):
@@ -44,13 +42,13 @@ class _NoDevice:
 
 
 @contextmanager
-def collecting(capability: tuple[int, int]) -> Iterator[list[Job]]:
-    """Within, launches are noted instead of made; each kernel that would be compiled for them is one job of the list.
+def collecting(capability: tuple[int, int], give: Callable[[Job], None]) -> Iterator[None]:
+    """Within, launches are noted instead of made; each kernel that would be compiled for them is given away as a job.
 
     Args:
         capability: of the device that the kernels are for.
     """
-    jobs = [Job("the driver's functions", _compile_utils)]
+    give(Job("the driver's functions", _compile_utils))
     seen: set[tuple[int, str]] = set()
     real = JITFunction.run
 
@@ -62,7 +60,7 @@ def collecting(capability: tuple[int, int]) -> Iterator[list[Job]]:
         key = (id(kernel), f"{specialization}{options}")
         if key not in seen:
             seen.add(key)
-            jobs.append(Job(kernel.__name__, lambda: _compile(real, kernel, args, kwargs)))
+            give(Job(kernel.__name__, lambda: _compile(real, kernel, args, kwargs)))
 
     before = driver._active
     driver.set_active(_NoDevice(capability))
@@ -70,7 +68,7 @@ def collecting(capability: tuple[int, int]) -> Iterator[list[Job]]:
     launch.compiling_for = capability
     launch.note_job = lambda name, run: jobs.append(Job(name, run))
     try:
-        yield jobs
+        yield
     finally:
         JITFunction.run = real
         driver._active = before
@@ -90,22 +88,33 @@ def _compile(real: Any, kernel: Any, args: tuple[Any, ...], kwargs: dict[str, An
     CudaLauncher(compiled.src, compiled.metadata)  # the C function that launches it is compiled, too
 
 
-def compile_side_by_side(jobs: list[Job], workers: int) -> None:
-    """Do the jobs in forked processes, which end with them. What fails is left to the first launch.
+class SideBySide:
+    """Jobs in forked processes, a process a job, which end with it. What fails is left to the kernel's first launch.
 
     For a process that does nothing else: it must hold no lock and no CUDA context that the forked ones could want.
+
+    Args:
+        most: processes at once.
     """
-    take, put = os.pipe()
-    os.write(put, bytes(range(min(len(jobs), _MOST_JOBS))))
-    os.close(put)
-    children = []
-    for _ in range(min(workers, len(jobs))):
-        child = os.fork()
-        if child == 0:
-            while number := os.read(take, 1):
-                with suppress(Exception):
-                    jobs[number[0]].run()
-            os._exit(0)
-        children.append(child)
-    for child in children:
-        os.waitpid(child, 0)
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._running = 0
+
+    def start(self, job: Job) -> None:
+        """Begin a job, once there is room for it."""
+        if self._running == self._most:
+            os.wait()
+            self._running -= 1
+        if os.fork() == 0:
+            try:
+                job.run()
+            finally:
+                os._exit(0)
+        self._running += 1
+
+    def finish(self) -> None:
+        """Wait for all of them."""
+        while self._running:
+            os.wait()
+            self._running -= 1
