@@ -66,7 +66,7 @@ def collecting(capability: tuple[int, int], give: Callable[[Job], None]) -> Iter
     driver.set_active(_NoDevice(capability))
     JITFunction.run = note
     launch.compiling_for = capability
-    launch.note_job = lambda name, run: jobs.append(Job(name, run))
+    launch.note_job = lambda name, run: give(Job(name, run))
     try:
         yield
     finally:
