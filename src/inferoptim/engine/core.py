@@ -49,7 +49,7 @@ def _all_below(token_ids: tuple[int, ...], vocab: int) -> bool:
         ids = np.fromiter(token_ids, np.int64, len(token_ids))
     except OverflowError:
         return False
-    return not ids.size or bool(0 <= ids.min() and ids.max() < vocab)
+    return not ids.size or bool(ids.min() >= 0 and ids.max() < vocab)
 
 
 class EngineCore:
