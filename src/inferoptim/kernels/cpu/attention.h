@@ -6,7 +6,8 @@
 // in the same order for each pair, and tiles begin at multiples of TILE whatever the chunk: neither chunking nor
 // speculation nor the company in the batch changes a bit of the result.
 //
-// HALF: products of bfloat16 (two a lane and instruction) into float32 sums, for models in bfloat16 where it pays.
+// HALF: products of bfloat16 (two a lane and instruction) into float32 sums, for models in bfloat16 where it pays. Over an
+// int8 cache the queries are rounded to int8 too, a scale each, and multiply the keys as integers (four a lane).
 #pragma once
 #include "attention_few.h"
 #include "attention_many.h"
@@ -20,7 +21,7 @@ static void attend(const Pairs& p, bool half, const Cache& c, int head, float so
     const bool few = p.count <= FEW;
 #if defined(IO_BF16_DOT)
     if constexpr (sizeof(E) < 4)
-        if (half && c.dim % 32 == 0) {
+        if (half && c.dim % (sizeof(E) == 1 ? 64 : 32) == 0) {
             softmax_scale *= 1.44269504f;  // exponents of two
             if (few) return attend_few<E, true>(p, first, last, c, head, softmax_scale, s);
             return attend_lanes<E, true>(p, first, last, c, head, softmax_scale, s);

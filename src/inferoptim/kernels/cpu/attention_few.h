@@ -25,9 +25,36 @@ static inline void multiply_turned(const v16f* row, const float* q, int dim, flo
     for (int g = 0; g < G; ++g) store(score + g * TILE, sum[g]);
 }
 
+#if defined(IO_BF16_DOT)
+// The same for int8: s.score holds integers, and a turned row four channels of each key.
+static void score_tile_bytes(const Tile<int8_t>& tile, int pairs, int dim, Scratch& s, Soon& soon) {
+    for (int j = 0; j < tile.n; j += 16) {
+        soon.fetch(16);
+        for (int d = 0; d < dim; d += 64) {
+            v16f row[16];
+#pragma GCC unroll 16
+            for (int i = 0; i < 16; ++i) row[i] = (v16f)unsigned_64(tile.k[j + i] + d);
+            transpose_16(row);
+            for (int g = 0; g < pairs; ++g) {
+                int32_t* score = (int32_t*)s.score.data() + g * TILE + j;
+                const char* q = (const char*)(s.q.data() + (size_t)g * dim) + d;
+                // two sums, since an instruction waits for the one before
+                __m512i even = d ? _mm512_loadu_si512(score) : _mm512_set1_epi32(s.q_start[g]), odd = _mm512_setzero_si512();
+#pragma GCC unroll 8
+                for (int i = 0; i < 16; i += 2) {
+                    dot4(even, (__m512i)row[i], _mm512_set1_epi32(load<int32_t>(q + 4 * i)));
+                    dot4(odd, (__m512i)row[i + 1], _mm512_set1_epi32(load<int32_t>(q + 4 * i + 4)));
+                }
+                _mm512_storeu_si512(score, _mm512_add_epi32(even, odd));
+            }
+        }
+    }
+}
+#endif
+
 // s.score[pair][TILE] = q . k. Sixteen keys are turned so that they stand in the lanes, and multiplied while in registers.
 template <class E, bool HALF>
-static void score_tile(const Tile<E>& tile, int pairs, int dim, Scratch& s, Soon& soon) {
+static inline __attribute__((always_inline)) void score_tile(const Tile<E>& tile, int pairs, int dim, Scratch& s, Soon& soon) {
     constexpr int STEP = HALF ? 32 : 16;
     for (int j = 0; j < tile.n; j += 16) {
         soon.fetch(16);
@@ -101,7 +128,12 @@ static void tile_few(const Tile<E>& tile, const Pairs& p, int begin, int t0, int
         v16f x[4], most = NOTHING;
         for (int i = 0; i < 4; ++i) {
             const v16i seen = sees(lane + splat((int32_t)(t0 + 16 * i)), splat(p.low[begin + g]), splat(p.high[begin + g]));
-            x[i] = select(seen, load<v16f>(score + g * TILE + 16 * i) * load<v16f>(s.factor + 16 * i), NOTHING);
+            v16f product = load<v16f>(score + g * TILE + 16 * i);
+#if defined(IO_BF16_DOT)
+            if constexpr (HALF && sizeof(E) == 1)
+                product = (v16f)_mm512_cvtepi32_ps((__m512i)product) * splat(s.q_scale[begin + g]);
+#endif
+            x[i] = select(seen, product * load<v16f>(s.factor + 16 * i), NOTHING);
             most = vmax(most, x[i]);
         }
         const float before = top[begin + g];
@@ -133,7 +165,9 @@ static void attend_few(const Pairs& p, int first, int last, const Cache& c, int 
     for (int i = 0; i < p.count; ++i) {
         top[i] = -1e30f;
 #if defined(IO_BF16_DOT)
-        if constexpr (HALF)
+        if constexpr (HALF && sizeof(E) == 1)
+            to_bytes(p.q[i], dim, (int8_t*)(s.q.data() + (size_t)i * dim), s.q_scale[i], s.q_start[i]);
+        else if constexpr (HALF)
             for (int d = 0; d < dim; d += 16) to_half(p.q[i] + d, (uint16_t*)(s.q.data() + (size_t)i * dim) + d);
         else
 #endif
@@ -146,7 +180,11 @@ static void attend_few(const Pairs& p, int first, int last, const Cache& c, int 
         // after the last tile comes the sequence's next head
         Soon soon = t0 + TILE < last ? Soon{&c, t0 + TILE, last, head, sizeof(E)}
                                      : Soon{&c, first / TILE * TILE, head + 1 < c.heads ? last : 0, head + 1, sizeof(E)};
-        score_tile<E, HALF>(tile, p.count, dim, s, soon);
+#if defined(IO_BF16_DOT)
+        if constexpr (HALF && sizeof(E) == 1) score_tile_bytes(tile, p.count, dim, s, soon);
+        else
+#endif
+            score_tile<E, HALF>(tile, p.count, dim, s, soon);
         for (int i = 0; i < p.count; i += 4) switch (p.count - i) {
                 case 1: tile_few<E, HALF, 1>(tile, p, i, t0, dim, top, s); break;
                 case 2: tile_few<E, HALF, 2>(tile, p, i, t0, dim, top, s); break;

@@ -72,8 +72,8 @@ static void tile_lanes(const Tile<E>& tile, Lanes& l, int b, int t0, int dim, Sc
 }
 
 #if defined(IO_BF16_DOT)
-// Keys, if the cache holds other than bfloat16, as rows; values as rows of pairs (two tokens, one dimension) in the
-// order of `unpack`.
+// Values as rows of pairs (two tokens, one dimension) in the order of `unpack`; keys, if int8, as k + 128, turned by sixteens:
+// [16 keys] of four channels, then of the next four.
 template <class E>
 static void lay_out_half(const Tile<E>& tile, int dim, Scratch& s) {
     for (int t = 0; t < tile.n; t += 2)
@@ -82,41 +82,53 @@ static void lay_out_half(const Tile<E>& tile, int dim, Scratch& s) {
             float* to = s.v.data() + (size_t)(t / 2) * dim + d;
             store(to, _mm512_unpacklo_epi16(a, b));
             store(to + 16, _mm512_unpackhi_epi16(a, b));
-            if (sizeof(E) == 1)
-                for (int j = t; j < t + 2; ++j)
-                    store((uint16_t*)(s.k.data() + (size_t)j * (dim / 2)) + d, half_32(tile.k[j] + d));
         }
+    if constexpr (sizeof(E) == 1)
+        for (int t = 0; t < tile.n; t += 16)
+            for (int d = 0; d < dim; d += 64) {
+                v16f row[16];
+#pragma GCC unroll 16
+                for (int i = 0; i < 16; ++i) row[i] = (v16f)unsigned_64(tile.k[t + i] + d);
+                transpose_16(row);
+#pragma GCC unroll 16
+                for (int i = 0; i < 16; ++i) store(s.k.data() + (size_t)t * (dim / 4) + (d / 4 + i) * 16, row[i]);
+            }
 }
 
 // score[block][key][16] = q . k * factor, NOTHING where ALL is not given and a pair does not see the key.
+// In functions of their own, so that the compiler keeps every sum in a register.
 template <class E, int B, bool ALL>
-static void score_half(const Tile<E>& tile, const Lanes& l, int b, int t0, int dim, v16f (&most)[B], Scratch& s) {
+static __attribute__((noinline)) void score_half(const Tile<E>& tile, const Lanes& l, int b, int t0, int dim, v16f (&most)[B], Scratch& s) {
+    constexpr bool BYTES = sizeof(E) == 1;
     const float* Q = s.q.data() + (size_t)b * dim * 16;
     for (int j = 0; j < tile.n; j += 8) {  // past n: rows that nobody sees
+        const float* turned = s.k.data() + (size_t)(j / 16 * 16) * (dim / 4) + j % 16;
         const uint32_t* row[8];
-        for (int i = 0; i < 8; ++i)
-            row[i] = sizeof(E) == 2 ? (const uint32_t*)tile.k[j + i] : (const uint32_t*)s.k.data() + (size_t)(j + i) * (dim / 2);
-        v16f sum[B][8];
+        for (int i = 0; i < 8; ++i) row[i] = (const uint32_t*)tile.k[j + i];
+        __m512i sum[B][8];  // integers, or (bfloat16) floats
 #pragma GCC unroll 8
         for (int i = 0; i < 8; ++i)
 #pragma GCC unroll 2
-            for (int c = 0; c < B; ++c) sum[c][i] = v16f{};
-        for (int d = 0; d < dim / 2; ++d) {
+            for (int c = 0; c < B; ++c) sum[c][i] = BYTES ? _mm512_loadu_si512(s.q_start + 16 * (b + c)) : _mm512_setzero_si512();
+        for (int d = 0; d < dim / (BYTES ? 4 : 2); ++d) {
             v16u x[B];
 #pragma GCC unroll 2
             for (int c = 0; c < B; ++c) x[c] = load<v16u>(Q + (size_t)c * dim * 16 + d * 16);
 #pragma GCC unroll 8
             for (int i = 0; i < 8; ++i) {
-                const v16u key = splat_u(load<uint32_t>(row[i] + d));
+                const v16u key = splat_u(BYTES ? load<uint32_t>(turned + d * 16 + i) : load<uint32_t>(row[i] + d));
 #pragma GCC unroll 2
-                for (int c = 0; c < B; ++c) sum[c][i] = dot2(sum[c][i], x[c], key);
+                for (int c = 0; c < B; ++c)
+                    if constexpr (BYTES) dot4(sum[c][i], (__m512i)key, (__m512i)x[c]);
+                    else sum[c][i] = (__m512i)dot2((v16f)sum[c][i], x[c], key);
             }
         }
 #pragma GCC unroll 8
         for (int i = 0; i < 8; ++i)
 #pragma GCC unroll 2
             for (int c = 0; c < B; ++c) {
-                v16f x = sum[c][i] * s.factor[j + i];
+                v16f x = BYTES ? (v16f)_mm512_cvtepi32_ps(sum[c][i]) * load<v16f>(s.q_scale + 16 * (b + c)) : (v16f)sum[c][i];
+                x *= s.factor[j + i];
                 if (!ALL) x = select(sees(splat((int32_t)(t0 + j + i)), l.low[b + c], l.high[b + c]), x, NOTHING);
                 store(s.score.data() + c * TILE * 16 + (j + i) * 16, x);
                 most[c] = (v16f)_mm512_max_ps((__m512)most[c], (__m512)x);
@@ -126,7 +138,7 @@ static void score_half(const Tile<E>& tile, const Lanes& l, int b, int t0, int d
 
 // s.weight[t / 2] = the weights of tokens t and t + 1 for sixteen pairs; their sums go to T, shrunk before.
 template <class E, bool ALL>
-static void weigh_half(int n, v16f top, v16f shrink, const float* S, float* T, float* W, const Scratch& s) {
+static __attribute__((noinline)) void weigh_half(int n, v16f top, v16f shrink, const float* S, float* T, float* W, const Scratch& s) {
     const __m512i alternate = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5,
                                                20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     for (int i = 0; i < 16; i += 2) {
@@ -148,18 +160,9 @@ static void weigh_half(int n, v16f top, v16f shrink, const float* S, float* T, f
     }
 }
 
-// One tile for B blocks of sixteen pairs from block b on.
-template <class E, int B, bool ALL>
-static void tile_half(const Tile<E>& tile, Lanes& l, int b, int t0, int dim, Scratch& s) {
-    v16f most[B], shrink[B];
-    for (int c = 0; c < B; ++c) most[c] = l.top[b + c];
-    score_half<E, B, ALL>(tile, l, b, t0, dim, most, s);
-    for (int c = 0; c < B; ++c) {
-        shrink[c] = vexp2(l.top[b + c] - most[c]);
-        l.top[b + c] = most[c];
-        weigh_half<E, ALL>(tile.n, most[c], shrink[c], s.score.data() + c * TILE * 16, s.total.data() + (b + c) * 256,
-                           s.weight.data() + c * TILE * 8, s);
-    }
+// Adds the weighted values to the sums of B blocks, after shrinking these.
+template <int B>
+static __attribute__((noinline)) void add_values_half(int n, const v16f (&shrink)[B], int b, int dim, Scratch& s) {
     constexpr int DIMS = 16 / B;
     for (int d = 0; d < dim; d += DIMS) {
         float* O = s.o.data() + (size_t)b * dim * 16 + d * 16;
@@ -168,7 +171,7 @@ static void tile_half(const Tile<E>& tile, Lanes& l, int b, int t0, int dim, Scr
         for (int i = 0; i < DIMS; ++i)
 #pragma GCC unroll 2
             for (int c = 0; c < B; ++c) sum[c][i] = load<v16f>(O + (size_t)c * dim * 16 + i * 16) * shrink[c];
-        for (int t = 0; t < tile.n; t += 2) {
+        for (int t = 0; t < n; t += 2) {
             v16u e[B];
 #pragma GCC unroll 2
             for (int c = 0; c < B; ++c) e[c] = load<v16u>(s.weight.data() + c * TILE * 8 + t * 8);
@@ -187,6 +190,21 @@ static void tile_half(const Tile<E>& tile, Lanes& l, int b, int t0, int dim, Scr
     }
 }
 
+// One tile for B blocks of sixteen pairs from block b on.
+template <class E, int B, bool ALL>
+static void tile_half(const Tile<E>& tile, Lanes& l, int b, int t0, int dim, Scratch& s) {
+    v16f most[B], shrink[B];
+    for (int c = 0; c < B; ++c) most[c] = l.top[b + c];
+    score_half<E, B, ALL>(tile, l, b, t0, dim, most, s);
+    for (int c = 0; c < B; ++c) {
+        shrink[c] = vexp2(l.top[b + c] - most[c]);
+        l.top[b + c] = most[c];
+        weigh_half<E, ALL>(tile.n, most[c], shrink[c], s.score.data() + c * TILE * 16, s.total.data() + (b + c) * 256,
+                           s.weight.data() + c * TILE * 8, s);
+    }
+    add_values_half<B>(tile.n, shrink, b, dim, s);
+}
+
 template <class E, int B>
 static void tile_half(const Tile<E>& tile, Lanes& l, int b, int t0, int dim, Scratch& s) {
     bool all = true;
@@ -200,7 +218,6 @@ template <class E, bool HALF>
 static void attend_lanes(const Pairs& p, int first, int last, const Cache& c, int head, float softmax_scale, Scratch& s) {
     const int dim = c.dim, blocks = (p.count + 15) / 16;
     Lanes l;
-    std::memset(s.o.data(), 0, (size_t)dim * 16 * blocks * sizeof(float));
     std::memset(s.total.data(), 0, 256 * blocks * sizeof(float));
     for (int b = 0; b < blocks; ++b) {
         const int n = std::min(16, p.count - 16 * b);
@@ -213,11 +230,22 @@ static void attend_lanes(const Pairs& p, int first, int last, const Cache& c, in
             l.first[b] = std::min(l.first[b], low), l.last[b] = std::max(l.last[b], high);
             l.from[b] = std::max(l.from[b], low), l.to[b] = std::min(l.to[b], high);
         }
-        // queries turned: a channel (HALF: two) of all sixteen together
+        // queries turned: a channel (HALF: two, as int8: four) of all sixteen together
+        constexpr int EACH = !HALF ? 1 : sizeof(E) == 1 ? 4 : 2;
         float* Q = s.q.data() + (size_t)b * dim * 16;
-        for (int d = 0; d < dim; d += HALF ? 32 : 16) {
+        if constexpr (EACH == 4)
+            for (int i = 0; i < 16; ++i) {
+                const int at = 16 * b + i;
+                if (i < n) to_bytes(p.q[at], dim, (int8_t*)s.o.data() + (size_t)at * dim, s.q_scale[at], s.q_start[at]);
+                else s.q_scale[at] = 0, s.q_start[at] = 0;
+            }
+        for (int d = 0; d < dim; d += 16 * EACH) {
             v16f row[16] = {};
             for (int i = 0; i < n; ++i) {
+                if constexpr (EACH == 4) {
+                    row[i] = load<v16f>((const int8_t*)s.o.data() + (size_t)(16 * b + i) * dim + d);
+                    continue;
+                }
                 const float* q = p.q[16 * b + i] + d;
 #if defined(IO_BF16_DOT)
                 if constexpr (HALF) {
@@ -228,9 +256,10 @@ static void attend_lanes(const Pairs& p, int first, int last, const Cache& c, in
                 row[i] = load<v16f>(q);
             }
             transpose_16(row);
-            for (int i = 0; i < 16; ++i) store(Q + (HALF ? d / 2 : d) * 16 + i * 16, row[i]);
+            for (int i = 0; i < 16; ++i) store(Q + d / EACH * 16 + i * 16, row[i]);
         }
     }
+    std::memset(s.o.data(), 0, (size_t)dim * 16 * blocks * sizeof(float));
     for (int t0 = first / TILE * TILE; t0 < last; t0 += TILE) {
         const Tile<E> tile(c, t0, last, head, softmax_scale, s);
         Soon soon{&c, t0 + TILE, last, head, sizeof(E)};

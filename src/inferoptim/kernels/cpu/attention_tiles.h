@@ -31,8 +31,10 @@ struct Pairs {
 };
 
 struct Scratch {
-    std::vector<float> q, o, k, v, score, weight, total;
-    float factor[TILE], v_scale[TILE];
+    Array<float> q, o, k, v, score, weight, total;
+    alignas(64) float factor[TILE], v_scale[TILE];
+    alignas(64) float q_scale[MOST];    // of queries rounded to int8
+    alignas(64) int32_t q_start[MOST];  // -128 * their sum: what the sums of products start at, since keys come as k + 128
     void reserve(int dim) {
         for (auto* a : {&q, &o}) a->resize((size_t)dim * MOST);
         for (auto* a : {&k, &v}) a->resize((size_t)dim * TILE);
@@ -45,6 +47,20 @@ struct Scratch {
 static const v16f NOTHING = splat(-1e30f);  // score of a key that a pair does not see
 static inline v16i sees(const v16i& token, v16i low, v16i high) { return (token >= low) & (token < high); }
 
+// A query as int8.
+static inline void to_bytes(const float* q, int dim, int8_t* out, float& scale, int32_t& start) {
+    v16f most = {}, sum = {};
+    for (int d = 0; d < dim; d += 16) most = vmax(most, vabs(load<v16f>(q + d)));
+    scale = reduce_max(most) / 127.0f;
+    const float divisor = scale == 0 ? 1.0f : scale;
+    for (int d = 0; d < dim; d += 16) {
+        const v16f whole = vround(load<v16f>(q + d) / divisor);
+        sum += whole;
+        store_byte(out + d, whole);
+    }
+    start = -128 * (int32_t)reduce_add(sum);
+}
+
 #if defined(IO_BF16_DOT)
 static inline v16f dot2(v16f sum, v16u a, v16u b) {
     return (v16f)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
@@ -52,6 +68,9 @@ static inline v16f dot2(v16f sum, v16u a, v16u b) {
 static inline void to_half(const float* from, uint16_t* to) {  // sixteen
     const __m256bh h = _mm512_cvtneps_pbh(_mm512_loadu_ps(from));
     std::memcpy(to, &h, 32);
+}
+static inline __m512i unsigned_64(const int8_t* p) {  // k + 128
+    return _mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8((char)0x80));
 }
 // 2^x to 3e-6, relative: what is left of it once the weight is a bfloat16 is 4e-3. 1 at 0, exactly.
 static inline v16f vexp2(v16f x) {

@@ -16,11 +16,11 @@ struct Inputs {
 
 // Room for converted inputs of the widest layer, reused from product to product.
 struct Rows {
-    std::vector<float> own;
-    std::vector<uint16_t> half;
-    std::vector<int8_t> q;
-    std::vector<float> scale;
-    std::vector<int32_t> sum;
+    Array<float> own;
+    Array<uint16_t> half;
+    Array<int8_t> q;
+    Array<float> scale;
+    Array<int32_t> sum;
 
     Inputs with(const float* x) const { return {x, own.data(), half.data(), q.data(), scale.data(), sum.data()}; }
 

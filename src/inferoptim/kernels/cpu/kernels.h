@@ -10,13 +10,6 @@ struct Ahead {
     int step;  // bytes for each step of its inner loop
 };
 
-#if defined(IO_VNNI)
-// As an instruction, because GCC copies every accumulator around the intrinsic.
-static inline void dot4(__m512i& sum, __m512i w, __m512i x) {
-    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
-}
-#endif
-
 // One function for each way to multiply, so that the compiler keeps every sum in a register.
 #define IO_EACH_ROW _Pragma("GCC unroll 8") for (int i = 0; i < MR; ++i)
 

@@ -79,8 +79,8 @@ struct Linear {
     bool has_minimum = false;
     char* packed = nullptr;    // 64-byte aligned, in the model's arena
     size_t bytes = 0;          // of all panels
-    std::vector<float> scale;  // int8: per output, padded to whole panels
-    std::vector<float> bias;   // padded, empty if none
+    Array<float> scale;  // int8: per output, padded to whole panels
+    Array<float> bias;   // padded, empty if none
 
     size_t panel_bytes() const { return bytes / panels; }
     // GROUPS: bytes of one group of a panel, and of the scales (and of the minima) at its beginning.

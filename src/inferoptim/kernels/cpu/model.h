@@ -17,14 +17,14 @@ namespace io {
 
 struct Layer {
     Linear qkv, o, gate_up, down;
-    std::vector<float> input_norm, post_norm, q_norm, k_norm;
+    Array<float> input_norm, post_norm, q_norm, k_norm;
     int window = 0;
 };
 
 // What one thread writes on.
 struct Desk {
     Rows in;
-    std::vector<float> normal, product;
+    Array<float> normal, product;
     Scratch attention;
     std::vector<std::pair<float, int64_t>> best;  // greedy: per row, over the outputs that this thread computed
     int prepared = -1;                            // phase whose inputs lie in `in`
@@ -36,11 +36,11 @@ struct Model {
     Arena arena;
     std::vector<std::unique_ptr<Layer>> layers;
     Linear head;
-    std::vector<float> final_norm;
-    std::vector<float> x, normal, qkv, mixed, product;
+    Array<float> final_norm;
+    Array<float> x, normal, qkv, mixed, product;
     Rows in;
     std::vector<Desk> desks;
-    std::vector<int32_t> slot_of;
+    Array<int32_t> slot_of;
     std::vector<size_t> slot_start;
     Plan plan;
 
@@ -67,7 +67,7 @@ struct Model {
         lay_out_linear(w, source, order.size(), arena);
         pool.run({w.panels}, [&](int, int, int panel) { pack_panel(w, source, order, panel); });
         order.resize((size_t)w.panels * PANEL, -1);
-        auto gather = [&](const float* from, std::vector<float>& to) {
+        auto gather = [&](const float* from, Array<float>& to) {
             if (!from) return;
             to.assign(order.size(), 0.0f);
             for (size_t i = 0; i < order.size(); ++i)
@@ -121,7 +121,7 @@ struct Model {
                 widest = std::max(widest, (size_t)w->k_padded);
                 groups = std::max(groups, (size_t)w->k_padded / w->group);
             }
-        auto grow = [](std::vector<float>& a, size_t n) {
+        auto grow = [](Array<float>& a, size_t n) {
             if (a.size() < n) a.resize(n);
         };
         grow(x, t * s.hidden);
@@ -211,13 +211,13 @@ struct Model {
     void prepare(Rows& to, const Linear& w, const float* from, size_t row0, size_t row1) const {
         for (size_t r = row0; r < row1; ++r) prepare_row(to, w, from + r * w.k, r);
     }
-    void prepare_normal(const Linear& w, const std::vector<float>& weight, size_t row0, size_t row1) {
+    void prepare_normal(const Linear& w, const Array<float>& weight, size_t row0, size_t row1) {
         for (size_t r = row0; r < row1; ++r)
             rms_norm(x.data() + r * s.hidden, weight.data(), s.hidden, s.eps, normal.data() + r * s.hidden);
         prepare(in, w, normal.data(), row0, row1);
     }
     // Of the norm of x by `norm`, or of the rows `from`.
-    Inputs inputs(Desk& desk, int number, const Linear& w, const std::vector<float>* norm, const float* from, size_t tokens) {
+    Inputs inputs(Desk& desk, int number, const Linear& w, const Array<float>* norm, const float* from, size_t tokens) {
         if (!plan.alone) return in.with(norm ? normal.data() : from);
         if (norm) from = desk.normal.data();
         if (desk.prepared != number) {
@@ -239,7 +239,7 @@ struct Model {
         if (last && !plan.wanted[task]) return;  // nobody reads what the last layer makes of the other rows
         const size_t hidden = s.hidden;
         float *at = x.data() + row0 * hidden, *normal_rows = desk.normal.data();
-        auto norm = [&](const std::vector<float>& weight) {
+        auto norm = [&](const Array<float>& weight) {
             for (size_t r = 0; r < rows; ++r) rms_norm(at + r * hidden, weight.data(), s.hidden, s.eps, normal_rows + r * hidden);
         };
         if (after < 0) {
@@ -275,7 +275,7 @@ struct Model {
                 float* p = qkv.data() + t * width() + (size_t)h * dim;
                 const int key = h - s.heads, value = key - s.kv_heads;
                 if (value < 0) {
-                    const std::vector<float>& norm = key < 0 ? layer.q_norm : layer.k_norm;
+                    const Array<float>& norm = key < 0 ? layer.q_norm : layer.k_norm;
                     if (!norm.empty()) rms_norm(p, norm.data(), dim, s.eps, p);
                     const size_t angle = (size_t)b.positions[t] * (dim / 2);
                     rotate(p, b.cos + angle, b.sin + angle, dim);

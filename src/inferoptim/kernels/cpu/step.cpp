@@ -13,7 +13,7 @@ int64_t io_add_layer(void* model, const LayerSource* source) {
     auto layer = std::make_unique<Layer>();
     int64_t bytes = m.take(layer->qkv, source->qkv) + m.take(layer->o, source->o);
     bytes += m.take(layer->gate_up, source->gate_up, true) + m.take(layer->down, source->down);
-    auto copy = [](std::vector<float>& to, const float* from, int n) {
+    auto copy = [](Array<float>& to, const float* from, int n) {
         if (from) to.assign(from, from + n);
     };
     copy(layer->input_norm, source->input_norm, m.s.hidden);

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <new>
+#include <vector>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -23,6 +25,21 @@ typedef uint32_t v16u __attribute__((vector_size(64)));
 typedef uint16_t v16h __attribute__((vector_size(32)));
 typedef int8_t v16b __attribute__((vector_size(16)));
 typedef uint8_t v16ub __attribute__((vector_size(16)));
+
+// Arrays that begin where a vector and a cache line do: sixteen lanes that straddle two lines cost twice.
+template <class T>
+struct OnLines {
+    using value_type = T;
+    OnLines() = default;
+    template <class U>
+    OnLines(const OnLines<U>&) {}
+    T* allocate(size_t n) { return (T*)::operator new(n * sizeof(T), std::align_val_t(64)); }
+    void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t(64)); }
+    bool operator==(const OnLines&) const { return true; }
+    bool operator!=(const OnLines&) const { return false; }
+};
+template <class T>
+using Array = std::vector<T, OnLines<T>>;
 
 static inline v16f splat(float x) { return v16f{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
 static inline v16i splat(int32_t x) { return v16i{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
@@ -49,6 +66,13 @@ static inline v16f madd(v16f a, v16f b, v16f c) {
     return a * b + c;
 #endif
 }
+
+#if defined(IO_VNNI)
+// As an instruction, because GCC copies every accumulator around the intrinsic.
+static inline void dot4(__m512i& sum, __m512i w, __m512i x) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(x));
+}
+#endif
 
 static inline v16f select(v16i mask, v16f a, v16f b) { return (v16f)((mask & (v16i)a) | (~mask & (v16i)b)); }
 static inline v16f vmax(v16f a, v16f b) { return select(a > b, a, b); }
