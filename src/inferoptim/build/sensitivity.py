@@ -5,7 +5,7 @@ log-probability of a token drawn from the model's own prediction (the Fisher inf
 pass forward and one back give that for every product, in nats; what two products add is nearly the sum. Errors at different
 positions are taken as independent: where attention adds up equal ones (qkv), the estimate is low.
 
-Legend: B sequences · L tokens of each · T = B * L · H hidden size · N outputs of a product · V vocabulary.
+Legend: B sequences · L tokens of each · T = B * L · H hidden size · K inputs, N outputs of a product · V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from inferoptim.build.artefact import ProductSensitivity, TradeOff
 from inferoptim.build.quantise import LayerWork
@@ -79,13 +78,19 @@ def measure(
         for name, (x_BLK, g_BLN) in seen.items():
             weight = layer.weight(name)
             rounded, round_inputs = work.simulated[name]
-            exact, coarse = F.linear(x_BLK, weight), round_inputs(x_BLK)
-            both, of_inputs, of_weights = (
-                float((g_BLN * (other - exact)).sum(-1).square().mean() / 2)
-                for other in (F.linear(coarse, rounded), F.linear(coarse, weight), F.linear(x_BLK, rounded))
-            )
-            found.append(Sensitivity(index, name, both, of_inputs, of_weights, weight.numel()))
+            coarse_BLK = round_inputs(x_BLK)
+            # g · δ, without δ: g @ W meets the inputs' error, g @ (W' - W) the inputs
+            of_inputs = ((g_BLN @ weight) * (coarse_BLK - x_BLK)).sum(-1)
+            by_weight_BLK = g_BLN @ (rounded - weight)
+            of_weights = (by_weight_BLK * x_BLK).sum(-1)
+            both = of_inputs + (by_weight_BLK * coarse_BLK).sum(-1)
+            found.append(Sensitivity(index, name, _kl(both), _kl(of_inputs), _kl(of_weights), weight.numel()))
     return sorted(found, key=lambda s: s.layer)
+
+
+def _kl(change_BL: torch.Tensor) -> float:
+    """From the changes of the drawn tokens' log-probabilities."""
+    return float(change_BL.square().mean() / 2)
 
 
 def _gradient_of_choice(source: SourceModel, x_BLH: torch.Tensor) -> torch.Tensor:
