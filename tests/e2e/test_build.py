@@ -345,6 +345,21 @@ def test_compare_passes_a_model_against_itself_and_fails_the_higher_perplexity(
     assert '<failure message="perplexity increase' in junit.read_text()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU rounds the inputs of FP8 products")
+def test_compare_says_that_a_cpu_does_not_round_the_inputs_of_fp8(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build_artefact(request(model, tmp_path / "built", RECIPES["fp8"]))
+    (tmp_path / "texts.txt").write_text("\n".join(TEXT[:3]))
+    (tmp_path / "tasks.jsonl").write_text('{"prompt": "a", "regex": "."}\n')
+    asked = ["--texts", str(tmp_path / "texts.txt"), "--tasks", str(tmp_path / "tasks.jsonl"), "--runs", "0"]
+    asked += ["--max-perplexity-increase", "1", "--json"]
+    assert main(["compare", str(model), str(tmp_path / "built"), *asked]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert "unrounded inputs" in " ".join(result["notes"])
+    assert result["top1_agreement"]["high"] <= 1
+
+
 def test_bad_tasks_are_named_by_line(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tasks = tmp_path / "tasks.jsonl"
     for line, said in (

@@ -67,6 +67,7 @@ class Comparison(BaseModel):
     cost_b: float | None = None
     currency: str = ""
     checks: tuple[Check, ...] = ()
+    notes: tuple[str, ...] = Field((), description="What to know before trusting the figures.")
 
     @property
     def passed(self) -> bool:
@@ -124,6 +125,7 @@ def compare(
     distribution: Mapping[str, Interval] | None = None,
     price_per_hour: float | None = None,
     currency: str = "",
+    notes: Sequence[str] = (),
 ) -> Comparison:
     """Put two measured sides together.
 
@@ -131,6 +133,7 @@ def compare(
         speeds: from `time_sides`.
         distribution: kl_nats, top1_agreement and top5_overlap where both sides' distributions were had.
         price_per_hour: of the machine that ran both.
+        notes: what to know before trusting the figures.
 
     Raises:
         DataError: the sides cut the texts into different tokens: perplexities per token cannot be compared.
@@ -170,6 +173,7 @@ def compare(
         accuracy=None if accuracy is None else _plain(accuracy),
         currency=currency,
         checks=tuple(_checks(limits, ratio, detectable, accuracy, rates.get("speedup"))),
+        notes=tuple(notes),
         **(distribution or {}),
         **rates,
         **costs,

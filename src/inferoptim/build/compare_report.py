@@ -81,6 +81,7 @@ def markdown_table(result: Comparison) -> str:
         *(f"| {r.name} | {r.a} | {r.b} | {r.difference} |" for r in rows(result)),
         "",
         *(f"- {'passed' if c.passed else '**failed**'}: {c.name}: {c.detail}" for c in result.checks),
+        *(f"- {note}" for note in result.notes),
         "",
     ]
     return "\n".join(lines)

@@ -46,9 +46,13 @@ def divergences(
     *,
     device: torch.device,
     dtype: torch.dtype,
+    emulate_fp8: bool,
     progress: Progress | None = None,
 ) -> tuple[list[TokenDivergence], DecoderLike]:
     """Two models on the same texts, one in memory at a time.
+
+    Args:
+        emulate_fp8: round what a device with FP8 products would, where this one has none.
 
     Returns:
         (a divergence for each text, the other model's decoder).
@@ -57,7 +61,7 @@ def divergences(
     with (
         tempfile.TemporaryFile() as spill
     ):  # the first model's logits: they outlive it, and may not fit in memory
-        decoder = _load(reference, device, dtype)
+        decoder = _load(reference, device, dtype, emulate_fp8)
         scorer = Scorer(decoder, longest, reference.kv_quantization)
         vocab = decoder.spec.vocab_size
         for i, ids in enumerate(texts):
@@ -67,7 +71,7 @@ def divergences(
         del scorer, decoder
         spill.flush()
         spill.seek(0)
-        runner = _load(other, device, dtype)
+        runner = _load(other, device, dtype, emulate_fp8)
         scorer = Scorer(runner, longest, other.kv_quantization)
         results = []
         for i, ids in enumerate(texts):
@@ -99,7 +103,13 @@ def prove(
     """
     flat = [(language, ids) for language, several in texts.items() for ids in several]
     compared, runner = divergences(
-        source, artefact, [ids for _, ids in flat], device=device, dtype=dtype, progress=progress
+        source,
+        artefact,
+        [ids for _, ids in flat],
+        device=device,
+        dtype=dtype,
+        emulate_fp8=device.type == "cpu",
+        progress=progress,
     )
     results = [(language, d) for (language, _), d in zip(flat, compared, strict=True)]
     every = [d for _, d in results]
@@ -121,14 +131,14 @@ def prove(
     return quality, runner.weight_bytes
 
 
-def _load(model: Runnable, device: torch.device, dtype: torch.dtype) -> DecoderLike:
-    """The decoder on the op set that would serve it; FP8 is computed exactly where the device lacks it, if slowly."""
+def _load(model: Runnable, device: torch.device, dtype: torch.dtype, emulate_fp8: bool) -> DecoderLike:
+    """The decoder on the op set that would serve it."""
     decoder = load_decoder(
         model.folder,
         device=device,
         dtype=dtype,
         quantization=model.quantization,
-        emulate_fp8=device.type == "cpu",
+        emulate_fp8=emulate_fp8,
     )
     if unsupported(decoder) is None and cpu.available():
         return FusedDecoder(decoder)
@@ -145,21 +155,23 @@ def distribution_intervals(divergences: Sequence[TokenDivergence], key: str) -> 
 
     log_ratio = mean_of([float((d.nll - d.nll_reference).sum()) for d in divergences])
 
-    def interval(name: str, statistic: Callable[[Array], Array]) -> Interval:
-        return paired_interval(statistic, len(divergences), f"{key}:{name}")
+    def interval(name: str, statistic: Callable[[Array], Array], most: float = np.inf) -> Interval:
+        # a few texts give intervals wide enough to leave what the quantity can be
+        found = paired_interval(statistic, len(divergences), f"{key}:{name}")
+        return found.model_copy(update={"low": max(found.low, 0.0), "high": min(found.high, most)})
 
     return {
         "perplexity_ratio": interval("ppl", lambda w: np.exp(log_ratio(w))),
         "kl_nats": interval("kl", mean_of([float(d.kl.sum()) for d in divergences])),
-        "top1_agreement": interval("top1", mean_of([float(d.top1_equal.sum()) for d in divergences])),
-        "top5_overlap": interval("top5", mean_of([float(d.top5_overlap.sum()) for d in divergences])),
+        "top1_agreement": interval("top1", mean_of([float(d.top1_equal.sum()) for d in divergences]), 1.0),
+        "top5_overlap": interval("top5", mean_of([float(d.top5_overlap.sum()) for d in divergences]), 1.0),
     }
 
 
 def distribution_of_sides(
     a: str, b: str, texts: Sequence[str], progress: Progress | None = None
 ) -> dict[str, Interval]:
-    """KL, top-1 and top-5 between two models of the same vocabulary; {} where a side is an endpoint."""
+    """KL, top-1 and top-5 between two models of the same vocabulary, as they run here; {} where a side is an endpoint."""
     if any(name.startswith(("http://", "https://")) for name in (a, b)):
         return {}
     first, second = (_runnable(name) for name in (a, b))
@@ -170,7 +182,9 @@ def distribution_of_sides(
     device = choose_device(EngineConfig.create())
     dtype = torch.float32 if "float32" in (spec.torch_dtype, other.torch_dtype) else torch.bfloat16
     ids = [tokenizer.encode(text) for text in texts]
-    compared, _ = divergences(first, second, ids, device=device, dtype=dtype, progress=progress)
+    compared, _ = divergences(
+        first, second, ids, device=device, dtype=dtype, emulate_fp8=False, progress=progress
+    )
     intervals = distribution_intervals(compared, "compare")
     return {name: intervals[name] for name in ("kl_nats", "top1_agreement", "top5_overlap")}
 

@@ -16,8 +16,11 @@ from numpy.typing import NDArray
 from inferoptim.build.tasks import Task, likeliest, matches
 from inferoptim.config import EngineConfig, SamplingParams
 from inferoptim.engine.llm import LLM
+from inferoptim.engine.loading import choose_device
 from inferoptim.errors import UnsupportedError
 from inferoptim.models.artefact import engine_fields
+from inferoptim.models.hub import resolve_model
+from inferoptim.models.load import has_fp8, read_scheme
 
 Array = NDArray[np.float64]
 _log = logging.getLogger(__name__)
@@ -40,6 +43,19 @@ class Side(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def not_as_on_a_gpu(name: str) -> str | None:
+    """A line where what is compared here is not what a GPU with FP8 products computes; None elsewhere."""
+    if name.startswith(("http://", "https://")):
+        return None
+    scheme = read_scheme(resolve_model(name).folder)
+    if scheme is None or not scheme.float8 or has_fp8(choose_device(EngineConfig.create())):
+        return None
+    return (
+        f"{name}: this machine multiplies its FP8 weights with unrounded inputs, in every figure here; a GPU rounds the inputs, too "
+        "(what that costs is in the artefact's own proof: inferoptim inspect)"
+    )
 
 
 class LocalSide:

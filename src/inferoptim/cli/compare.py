@@ -73,7 +73,7 @@ def compare(
     from inferoptim.build.compare import compare as put_together
     from inferoptim.build.compare_report import junit_xml, markdown_table
     from inferoptim.build.prove import distribution_of_sides
-    from inferoptim.build.sides import open_side
+    from inferoptim.build.sides import not_as_on_a_gpu, open_side
     from inferoptim.build.tasks import read_tasks
     from inferoptim.cli.progress import counted_progress
     from inferoptim.config import create_validated
@@ -120,6 +120,7 @@ def compare(
         distribution=distribution,
         price_per_hour=price_per_hour,
         currency=currency if price_per_hour is not None else "",
+        notes=[line for line in map(not_as_on_a_gpu, (a, b)) if line],
     )
     if junit is not None:
         write_atomic(junit, junit_xml(result))
@@ -144,5 +145,5 @@ def _print(result: Comparison, *, json: bool) -> None:
         ],
         json=json,
         csv=False,
-        notes=[f"A = {result.a}; B = {result.b}; {result.tokens} tokens of text"],
+        notes=[f"A = {result.a}; B = {result.b}; {result.tokens} tokens of text", *result.notes],
     )

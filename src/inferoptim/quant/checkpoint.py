@@ -50,12 +50,14 @@ class QuantScheme:
         bits: of GPTQ and AWQ integers (the other layouts tell by themselves).
         dynamic_activations: inputs are quantised too (W8A8).
         zero_offset: GPTQ stores zero points less this (1, in its first format).
+        float8: weights are float8 with a scale a channel; a device that has no such products takes them dense, inputs unrounded.
     """
 
     method: Method
     bits: int = 8
     dynamic_activations: bool = False
     zero_offset: int = 0
+    float8: bool = False
 
 
 def scheme_from_config(
@@ -83,7 +85,7 @@ def scheme_from_config(
             raise UnsupportedError(
                 f"ModelOpt checkpoint with quant_algo={algorithm or 'none'} is not read; read: FP8"
             )
-        return QuantScheme("modelopt", dynamic_activations=True)
+        return QuantScheme("modelopt", dynamic_activations=True, float8=True)
     if method == "fp8":
         return QuantScheme("fp8", dynamic_activations=True)
     if method in ("gptq", "awq"):
@@ -117,8 +119,12 @@ def _compressed_tensors(stated: Mapping[str, Any]) -> QuantScheme:
             raise UnsupportedError(
                 f"compressed-tensors weights of {bits}-bit {weights.get('type', 'int')} are not read"
             )
-    dynamic = any(isinstance(g, Mapping) and g.get("input_activations") for g in groups)
-    return QuantScheme("compressed-tensors", dynamic_activations=dynamic)
+    stated_groups = [g for g in groups if isinstance(g, Mapping)]
+    return QuantScheme(
+        "compressed-tensors",
+        dynamic_activations=any(g.get("input_activations") for g in stated_groups),
+        float8=any((g.get("weights") or {}).get("type") == "float" for g in stated_groups),
+    )
 
 
 def logical_shapes(
