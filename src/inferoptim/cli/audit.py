@@ -250,8 +250,8 @@ def _save(path: Path, text: str) -> None:
 
 def _print(record: AuditRecord, code: str) -> None:
     from rich.console import Console
-    from rich.table import Table as RichTable
 
+    from inferoptim.cli.console_table import print_table
     from inferoptim.report import audit_sentences as sentences
     from inferoptim.report import audit_tables as tables
     from inferoptim.report.audit_page import audit_notes
@@ -267,18 +267,16 @@ def _print(record: AuditRecord, code: str) -> None:
     def show(title: str, table: Table | None) -> None:
         if table is None:
             return
-        grid = RichTable(title=language(title), title_justify="left", header_style="bold")
-        grid.add_column(table.heading, overflow="fold")
-        for column in table.columns:
-            words = any(len(cell.value) > 40 for row in table.rows for cell in row.cells)
-            grid.add_column(column, justify="left" if words else "right", overflow="fold")
+        words = any(len(cell.value) > 40 for row in table.rows for cell in row.cells)
+        rows = []
         for row in table.rows:
             cells = [
                 (c.value + (f" [{c.interval}]" if c.interval else "")) if c else language("not_measured")
                 for c in row.cells
             ] or [row.note]
-            grid.add_row(*(_plain(text) for text in (row.heading, *cells)))
-        console.print(grid)
+            rows.append([row.heading, *cells])
+        right = [False, *(not words for _ in table.columns)]
+        print_table(console, language(title), [table.heading, *table.columns], rows, right)
 
     show("audit.section.lengths", tables.lengths_table(record, language))
     show("audit.section.lengths", tables.shape_table(record, language))
@@ -296,9 +294,3 @@ def _print(record: AuditRecord, code: str) -> None:
     show("audit.section.rows", tables.bad_rows_table(record, language))
     for note in audit_notes(record, language):
         console.print(f"• {note}", markup=False, highlight=False)
-
-
-def _plain(text: str) -> Any:
-    from rich.text import Text
-
-    return Text(text)

@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -188,6 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, the error class's `exit_status`, 2 for wrong usage, 130 after Ctrl-C, 141 on a closed pipe.
     """
     arguments, debug = _without_debug(sys.argv[1:] if argv is None else argv)
+    _print_what_can_be()
     try:
         defer_while_importing()
         app(args=arguments, prog_name="inferoptim")
@@ -254,6 +256,13 @@ def _without_debug(argv: Sequence[str]) -> tuple[list[str], bool]:
         split = options.index("--")
         options, literal = options[:split], options[split:]
     return [word for word in options if word != "--debug"] + literal, "--debug" in options
+
+
+def _print_what_can_be() -> None:
+    """Where the terminal's character set lacks a sign, print a question mark instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper) and not stream.encoding.lower().startswith("utf"):
+            stream.reconfigure(errors="replace")
 
 
 def _exit_status(stop: SystemExit) -> int:

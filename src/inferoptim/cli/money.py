@@ -62,19 +62,18 @@ def emit(
         writer.writerows(["" if cell is None else cell for cell in row] for row in tables[0].rows)
         return
     from rich.console import Console
-    from rich.table import Table as RichTable
+
+    from inferoptim.cli.console_table import print_table
 
     console = Console()
     for table in tables:
-        grid = RichTable(title=table.title, title_justify="left", header_style="bold")
-        for index, column in enumerate(table.columns):
-            numeric = index > 0 and all(isinstance(row[index], int | float | None) for row in table.rows)
-            grid.add_column(
-                column, justify="right" if numeric else "left", overflow="fold", no_wrap=index == 0
-            )
-        for row in table.rows:
-            grid.add_row(*(number(cell) for cell in row))
-        console.print(grid)
+        right = [
+            index > 0 and all(isinstance(row[index], int | float | None) for row in table.rows)
+            for index in range(len(table.columns))
+        ]
+        print_table(
+            console, table.title, table.columns, [[number(cell) for cell in row] for row in table.rows], right
+        )
     for note in notes:
         console.print(f"• {note}", markup=False, highlight=False)
 
