@@ -28,7 +28,7 @@ def write_model(where: str, shape: str = "tiny", seed: int = 0) -> int:
     """A model folder of random bf16 weights, as a checkpoint on a disk is; its size in bytes."""
     import torch
     from safetensors.torch import save_file
-    from tokenizers import Tokenizer, models
+    from tokenizers import Tokenizer, decoders, models
 
     from inferoptim.models.spec import spec_from_config
     from inferoptim.models.weights import expected_shapes
@@ -37,7 +37,9 @@ def write_model(where: str, shape: str = "tiny", seed: int = 0) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     vocabulary = {f"w{i}": i for i in range(config["vocab_size"])}
-    Tokenizer(models.WordLevel(vocabulary, unk_token="w0")).save(str(folder / "tokenizer.json"))
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
+    tokenizer.decoder = decoders.ByteLevel()  # a server streams text
+    tokenizer.save(str(folder / "tokenizer.json"))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     generator = torch.Generator(device).manual_seed(seed)
     tensors = {}

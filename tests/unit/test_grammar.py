@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import jsonschema
 import numpy as np
@@ -10,8 +11,11 @@ import pytest
 from llguidance import LLMatcher
 
 from inferoptim import LLM, SamplingParams
+from inferoptim.config import EngineConfig
+from inferoptim.engine.core import EngineCore
 from inferoptim.engine.grammar import GrammarCompiler
-from inferoptim.errors import RequestError
+from inferoptim.engine.request import Request
+from inferoptim.errors import RequestError, UnsupportedError
 from tests.server import save_tiny_chat_model
 
 SCHEMA = {
@@ -80,3 +84,17 @@ def test_a_wrong_grammar_fails_its_request_only(model: str) -> None:
     with pytest.raises(ValueError, match="grammar"):
         SamplingParams(grammar=GRAMMAR, ignore_eos=True)
     assert llm.generate("x", SamplingParams(max_tokens=2)).token_ids
+
+
+def test_a_tokenizer_that_llguidance_cannot_take_refuses_grammars_and_nothing_else(tmp_path: Path) -> None:
+    folder = save_tiny_chat_model(tmp_path)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["decoder"] = None
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    core = EngineCore(EngineConfig.create(model=str(folder), device="cpu", kernels="torch"))
+    core.prepare_grammars()
+    with pytest.raises(UnsupportedError, match=r"tokenizer\.json: can't determine decoder"):
+        core.add(Request("a", (5,), SamplingParams(max_tokens=2, grammar=GRAMMAR), 0.0))
+    core.add(Request("b", (5,), SamplingParams(max_tokens=2), 0.0))
+    while core.has_work:
+        core.step()

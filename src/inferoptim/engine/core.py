@@ -175,7 +175,7 @@ class EngineCore:
         """Read the vocabulary for grammars now, so that the first structured request does not hold up the others."""
         with contextlib.suppress(
             UnsupportedError
-        ):  # without llguidance, or an end of sequence, none will come
+        ):  # without llguidance, an end of sequence or a tokenizer it knows, each is refused when it comes
             self._compiler()
 
     def _compiler(self) -> GrammarCompiler:

@@ -69,7 +69,7 @@ class GrammarCompiler:
         eos_token_ids: what ends a sequence.
 
     Raises:
-        UnsupportedError: llguidance is not installed, or the model has no end-of-sequence token.
+        UnsupportedError: llguidance is not installed or cannot take the tokenizer, or the model has no end-of-sequence token.
     """
 
     def __init__(self, folder: Path, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
@@ -83,9 +83,14 @@ class GrammarCompiler:
             raise UnsupportedError("structured output needs a model with an end-of-sequence token")
         self._vocab_size, self._eos_token_ids = vocab_size, tuple(eos_token_ids)
         self._make: Any = llguidance.LLMatcher
-        self._tokenizer = llguidance.LLTokenizer(
-            str(folder / "tokenizer.json"), n_vocab=vocab_size, eos_token=list(eos_token_ids)
-        )
+        try:
+            self._tokenizer = llguidance.LLTokenizer(
+                str(folder / "tokenizer.json"), n_vocab=vocab_size, eos_token=list(eos_token_ids)
+            )
+        except ValueError as error:
+            raise UnsupportedError(
+                f"structured output: llguidance cannot take {folder / 'tokenizer.json'}: {first_line(str(error))}"
+            ) from error
         self._compiled: OrderedDict[str, Any] = OrderedDict()
 
     def check(self, grammar: str) -> None:

@@ -105,6 +105,7 @@ async def _serve(
     on_ready: Callable[[Announcement], None],
 ) -> None:
     tokenizer = load_tokenizer(resolve_model(engine_config.model).folder)
+    tokenizer.detokenizer()  # one that cannot be streamed is refused before the weights are read
     stop = asyncio.Event()
     failure: list[InferOptimError] = []
 
