@@ -37,14 +37,16 @@ static inline int cores() {
     return (int)std::thread::hardware_concurrency();
 }
 
-class Pool {
+// Condition: what a thread sleeps on, as std::condition_variable. A test passes one that it can hold at any point.
+template <class Condition>
+class PoolOn {
   public:
     using Work = std::function<void(int thread, int phase, int task)>;
 
-    explicit Pool(int threads) : threads_(threads < 1 ? 1 : threads), crowded_(threads_ > cores()), patience_(crowded_ ? 500 : 20000) {
+    explicit PoolOn(int threads) : threads_(threads < 1 ? 1 : threads), crowded_(threads_ > cores()), patience_(crowded_ ? 500 : 20000) {
         for (int t = 1; t < threads_; ++t) workers_.emplace_back([this, t] { live(t); });
     }
-    ~Pool() {
+    ~PoolOn() {
         stop_.store(true);
         {
             std::lock_guard<std::mutex> lock(mutex_);
@@ -147,7 +149,7 @@ class Pool {
     const int patience_;  // pauses before a yield; one takes 10 to 40 ns
     std::vector<std::thread> workers_;
     std::mutex mutex_;
-    std::condition_variable wake_;
+    Condition wake_;
     alignas(64) std::atomic<uint64_t> board_{0};
     alignas(64) std::atomic<uint32_t> unfinished_{0};
     alignas(64) std::atomic<bool> running_{false};
@@ -158,5 +160,7 @@ class Pool {
     uint32_t first_ = 0, end_ = 0;
     int leader_core_ = -1;
 };
+
+using Pool = PoolOn<std::condition_variable>;
 
 }  // namespace io
