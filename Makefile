@@ -34,7 +34,7 @@ DEV := $(VENV)/.stamp-dev
 PEERS_VENV ?= $(ROOT)/.venv-peers
 PEERS := $(PEERS_VENV)/.stamp-peers
 
-.PHONY: help bench test lint doctor peers clean test-tools
+.PHONY: help bench test lint doctor peers arm clean test-tools
 
 help: ## This list
 	@echo "Inference-Optim-LLM"
@@ -68,6 +68,9 @@ test: $(DEV) test-tools ## lint, then every test; both run, whatever the first o
 	$(MAKE) --no-print-directory lint || failed+=(lint); \
 	echo "== pytest $(PYTEST_ARGS)"; '$(BIN)/python' -m pytest $(PYTEST_ARGS) || failed+=(pytest); \
 	if (( $${#failed[@]} )); then printf 'failed: %s\n' "$${failed[@]}" >&2; exit 1; fi
+
+arm: $(DEV) ## The CPU kernels compiled for 64-bit ARM, run under emulation (apt-get install g++-aarch64-linux-gnu qemu-user)
+	'$(BIN)/python' -m pytest '$(ROOT)/tests/parity/emulated_arm.py'
 
 # Debian tools that some tests drive for real. A test that needs one says so when it is missing.
 test-tools:
