@@ -18,21 +18,23 @@ import sys
 from pathlib import Path
 import torch
 from inferoptim.config import EngineConfig
+from inferoptim.engine import rehearsal
 from inferoptim.engine.rehearsal import launch_everything, rehearse
 from inferoptim.kernels.triton import precompile
 from inferoptim.models.load import read_spec
 folder = Path(sys.argv[1])
 fields = {"max_model_len": 48, "max_num_seqs": 3, "max_num_batched_tokens": 600, "kv_budget_bytes": 1 << 20}
 config = EngineConfig.create(model=sys.argv[1], **fields)
-jobs = []
-with precompile.collecting((9, 0), jobs.append):
+with precompile.collecting((9, 0)) as jobs:
     launch_everything(read_spec(folder), config, torch.bfloat16, "fp8")
 print(*{job.name for job in jobs}, sep=chr(10))
-start = precompile.SideBySide.start  # each takes its time: one of them
-precompile.SideBySide.start = lambda self, job: start(self, job) if job.name == "_embed" else None
-rehearsal = rehearse(folder, config, torch.bfloat16, (9, 0))
-rehearsal.wait()
-assert rehearsal._over.is_set()
+every = rehearsal.compile_side_by_side  # each takes its time: one of them
+rehearsal.compile_side_by_side = lambda jobs, most: every([job for job in jobs if job.name == "_embed"], most)
+begun = rehearse(folder, config, torch.bfloat16, (9, 0))
+begun.wait()
+assert begun._over.is_set()
+assert rehearse(folder, config, torch.bfloat16, (9, 0)) is None, "done before"
+assert rehearsal._name(folder, config, torch.bfloat16, (8, 0)) != rehearsal._name(folder, config, torch.bfloat16, (9, 0))
 """
 
 

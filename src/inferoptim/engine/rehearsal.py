@@ -7,8 +7,11 @@ of it fails, or is not done in time, kernels are compiled at their first launch 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
+import sys
 import threading
 import warnings
 from contextlib import suppress
@@ -17,14 +20,16 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+import triton
 from safetensors import safe_open
 
+from inferoptim import kernels
 from inferoptim.config import MAX_DEVICE_RULES, EngineConfig
 from inferoptim.engine.cuda_graphs import ladder
 from inferoptim.engine.cuda_runner import MAX_BURST, VARLEN_SEQUENCES, VARLEN_TOKENS, varlen_logit_rows
 from inferoptim.engine.gpu_memory import logit_rows
 from inferoptim.engine.kv_cache import allocate_kv_cache
-from inferoptim.kernels.triton.precompile import SideBySide, collecting
+from inferoptim.kernels.triton.precompile import cache_folder, collecting, compile_side_by_side
 from inferoptim.kernels.triton.sampling import SamplingRows
 from inferoptim.models.batch import Batch, KVCache
 from inferoptim.models.cuda import CudaDecoder, DecodeStep, RowState
@@ -36,6 +41,7 @@ from inferoptim.quant.formats import DenseWeight, Fp8Weight, Int8Weight, Linear
 
 _log = logging.getLogger(__name__)
 _META = torch.device("meta")
+_KERNELS = Path(kernels.__file__).parent
 _MOST_S = 90.0
 _MOST_WORKERS = 24
 
@@ -66,13 +72,14 @@ class Rehearsal:
 def rehearse(
     folder: Path, config: EngineConfig, dtype: torch.dtype, capability: tuple[int, int]
 ) -> Rehearsal | None:
-    """Begin; None where processes cannot be forked.
+    """Begin; None where processes cannot be forked, and where the same rehearsal has filled the cache before.
 
     Args:
         folder, dtype: of the model that is about to be loaded.
         capability: of the device.
     """
-    if not hasattr(os, "fork"):
+    done = cache_folder() / f"inferoptim-{_name(folder, config, dtype, capability)}"
+    if not hasattr(os, "fork") or done.exists():
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # other threads do not follow, and none is needed
@@ -84,15 +91,26 @@ def rehearse(
         quiet = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(quiet, stream)
-        side_by_side = SideBySide(min(os.cpu_count() or 1, _MOST_WORKERS))
-        with collecting(capability, side_by_side.start):
+        with collecting(capability) as jobs:
             launch_everything(
                 read_spec(folder), config, dtype, stored_quantization(folder, config.quantization)
             )
-        side_by_side.finish()
+            compile_side_by_side(jobs, min(os.cpu_count() or 1, _MOST_WORKERS))
+        done.parent.mkdir(parents=True, exist_ok=True)
+        done.touch()
         status = 0
     finally:
         os._exit(status)
+
+
+def _name(folder: Path, config: EngineConfig, dtype: torch.dtype, capability: tuple[int, int]) -> str:
+    """Of a rehearsal: the same for two that would compile the same kernels."""
+    sources = [path for ending in ("*.py", "*.cu", "*.cuh") for path in sorted(_KERNELS.rglob(ending))]
+    asked = config.model_dump(mode="json", exclude={"model", "kv_budget_bytes", "seed"})
+    parts = [(folder / "config.json").read_bytes(), json.dumps(asked, sort_keys=True).encode()]
+    parts += [str((dtype, capability, torch.__version__, triton.__version__, sys.version)).encode()]
+    parts += [path.read_bytes() for path in sources]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
 @torch.inference_mode()

@@ -6,8 +6,9 @@ Works on tensors of the device "meta": a launch tells Triton types, alignments a
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import triton
@@ -16,6 +17,8 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from inferoptim.kernels.triton import launch
+
+_LONGEST = {"_choose", "_decode", "_varlen"}  # begin with these: nothing waits for them at the end
 
 
 class Job(NamedTuple):
@@ -42,13 +45,13 @@ class _NoDevice:
 
 
 @contextmanager
-def collecting(capability: tuple[int, int], give: Callable[[Job], None]) -> Iterator[None]:
-    """Within, launches are noted instead of made; each kernel that would be compiled for them is given away as a job.
+def collecting(capability: tuple[int, int]) -> Iterator[list[Job]]:
+    """Within, launches are noted instead of made; each kernel that would be compiled for them is one job of the list.
 
     Args:
         capability: of the device that the kernels are for.
     """
-    give(Job("the driver's functions", _compile_utils))
+    jobs = [Job("the driver's functions", _compile_utils)]
     seen: set[tuple[int, str]] = set()
     real = JITFunction.run
 
@@ -60,15 +63,15 @@ def collecting(capability: tuple[int, int], give: Callable[[Job], None]) -> Iter
         key = (id(kernel), f"{specialization}{options}")
         if key not in seen:
             seen.add(key)
-            give(Job(kernel.__name__, lambda: _compile(real, kernel, args, kwargs)))
+            jobs.append(Job(kernel.__name__, lambda: _compile(real, kernel, args, kwargs)))
 
     before = driver._active
     driver.set_active(_NoDevice(capability))
     JITFunction.run = note
     launch.compiling_for = capability
-    launch.note_job = lambda name, run: give(Job(name, run))
+    launch.note_job = lambda name, run: jobs.append(Job(name, run))
     try:
-        yield
+        yield jobs
     finally:
         JITFunction.run = real
         driver._active = before
@@ -88,33 +91,30 @@ def _compile(real: Any, kernel: Any, args: tuple[Any, ...], kwargs: dict[str, An
     CudaLauncher(compiled.src, compiled.metadata)  # the C function that launches it is compiled, too
 
 
-class SideBySide:
-    """Jobs in forked processes, a process a job, which end with it. What fails is left to the kernel's first launch.
+def compile_side_by_side(jobs: Sequence[Job], most: int) -> None:
+    """Do the jobs in forked processes, a process a job, which end with it. What fails is left to the first launch.
 
     For a process that does nothing else: it must hold no lock and no CUDA context that the forked ones could want.
 
     Args:
         most: processes at once.
     """
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._running = 0
-
-    def start(self, job: Job) -> None:
-        """Begin a job, once there is room for it."""
-        if self._running == self._most:
+    running = 0
+    for job in sorted(jobs, key=lambda job: job.name not in _LONGEST):
+        if running == most:
             os.wait()
-            self._running -= 1
+            running -= 1
         if os.fork() == 0:
             try:
                 job.run()
             finally:
                 os._exit(0)
-        self._running += 1
+        running += 1
+    while running:
+        os.wait()
+        running -= 1
 
-    def finish(self) -> None:
-        """Wait for all of them."""
-        while self._running:
-            os.wait()
-            self._running -= 1
+
+def cache_folder() -> Path:
+    """Where Triton keeps what it compiles."""
+    return Path(triton.knobs.cache.dir)
