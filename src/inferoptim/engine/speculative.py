@@ -22,6 +22,7 @@ _MOST_AT_FIRST = 8.0
 _UNSEEN = 2  # verifying steps at the start that are not timed: kernels may be compiled in them
 _STEPS_OF_WAITING = 4  # a plan's, while proposals may come any moment
 _LOOK_EVERY = 8  # plans launched ahead of each other while it is a loss, before it is thought over again
+_WORTH = 1.1  # what speculation must promise: what it costs and yields is known to some ten percent
 _DECAY = 0.97  # weight of the past in the running estimates
 
 
@@ -285,7 +286,7 @@ class DraftLength:
 
         One sequence that quotes for a while has them at every step then, whatever the average says; of many some always do.
         """
-        if not self._verify.known:
+        if not self._verify.known or not (self._plain.known or self._many.known):
             return True
         c = self._coverage
         often = min(1.0, c + (c * (1 - c) / num_sequences) ** 0.5)
@@ -295,15 +296,15 @@ class DraftLength:
         """The length that pays most; `coverage` is the chance of a sequence to have proposals, or the share that has."""
         alpha = min(self._accepted / self._proposed, 0.99)
         plain = (self._plain if self._plain.known else self._many).at(n)
-        best, best_rate = 0, n / (self._many if self._many.known else self._plain).at(n)
+        best, best_rate = 0, _WORTH * n / (self._many if self._many.known else self._plain).at(n)
         with_any = 1.0 if in_hand else 1 - (1 - coverage) ** n
         served = n * coverage  # of all sequences, over verifying and plain steps
         for d in range(1, self._longest + 1):
             gained = n - served + served * (1 - alpha ** (d + 1)) / (1 - alpha)
             tokens = n + d * served / max(with_any, 1e-9)
             cost = with_any * self._verify.at(tokens) + (1 - with_any) * plain + d * self._proposal_s
-            if gained / cost > best_rate * 1.01:  # a gain under 1 % is not worth the irregularity
-                best, best_rate = d, gained / cost
+            if gained / cost > best_rate:
+                best, best_rate = d, 1.01 * gained / cost
         return best
 
 
@@ -323,10 +324,10 @@ class Speculator:
         self._paused, self._waits, self._ahead = False, False, 0
         if not ready:
             return {}
-        if self._proposer.costs_nothing:
+        if self._proposer.costs_nothing and self._length.may_soon_pay(len(ready)):
             proposals, share = self._ask(ready, self._longest)
             wanted = self._length.choose(len(ready), share)
-            self._waits = not wanted and self._length.may_soon_pay(len(ready))
+            self._waits = not wanted
             proposals = {name: tokens[:wanted] for name, tokens in proposals.items()} if wanted else {}
         else:
             wanted = self._length.choose(len(ready))
