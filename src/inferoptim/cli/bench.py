@@ -246,31 +246,32 @@ def _interrupt(_signal: int, _frame: object) -> None:
 def print_summary(summary: Summary) -> None:
     """The ladder of every case, on the terminal."""
     from rich.console import Console
-    from rich.table import Table
 
-    console = Console()
+    from inferoptim.cli.console_table import print_table
+    from inferoptim.cli.money import number
+
+    columns = ("configuration", "output tokens/s", "× baseline", "cost index", "of possible")
     labels = {c.config_id: c for c in summary.configurations}
     for case in dict.fromkeys(m.workload for m in summary.metrics):
-        table = Table(title=case, title_justify="left")
-        table.add_column("configuration")
-        for head in ("output tokens/s", "× baseline", "cost index", "of possible"):
-            table.add_column(head, justify="right")
+        rows = []
         for metric in (m for m in summary.metrics if m.workload == case):
             config = labels[metric.config_id]
             rate, ratio, index = metric.output_tokens_per_s, metric.speedup_vs_baseline, metric.cost_index
             if rate is None:
                 why = "not measured" if config.status == "ok" else config.status.replace("_", " ")
-                table.add_row(config.label, why, "", "", "")
+                rows.append([config.label, why])
                 continue
-            span = f" ({rate.low:.4g}–{rate.high:.4g})" if rate.n > 1 else ""
-            table.add_row(
-                config.label,
-                f"{rate.value:.4g}{span}",
-                "1" if config.is_baseline else f"{ratio.value:.3g}" if ratio else "–",
-                f"{index.value:.3g}" if index else "–",
-                f"{metric.share_of_possible:.0%}" if metric.share_of_possible else "–",
+            span = f" ({number(rate.low)}–{number(rate.high)})" if rate.n > 1 else ""
+            rows.append(
+                [
+                    config.label,
+                    f"{number(rate.value)}{span}",
+                    "1" if config.is_baseline else f"{ratio.value:.3g}" if ratio else "–",
+                    f"{index.value:.3g}" if index else "–",
+                    f"{metric.share_of_possible:.0%}" if metric.share_of_possible else "–",
+                ]
             )
-        console.print(table)
+        print_table(Console(), case, columns, rows, (False, True, True, True, True))
 
 
 def _plan(
