@@ -25,6 +25,7 @@ _SHRINKS = {
     "int4": tuple(1.0 - 0.04 * i for i in range(13)),
     "fp8": tuple(2 ** (i / 12) for i in range(12)),
 }
+_ELEMENTS = 1 << 16  # searched together: they stay in the cache from one scale to the next
 _QUANTILE_SAMPLE = 1 << 22  # torch.quantile takes at most 2^24 values
 
 
@@ -52,13 +53,21 @@ def weight_scales(
     if observer == "percentile":
         return torch.quantile(groups.abs(), PERCENTILE, dim=-1) / grid.high
     importance = None if importance_K is None else grouped(importance_K.float()[None], group_size)
+    rows = max(1, _ELEMENTS // weight_NK.shape[1])
+    parts = (_least_error(some, grid, importance) for some in groups.split(rows))
+    return torch.cat(list(parts))
+
+
+def _least_error(groups_NGK: torch.Tensor, grid: Grid, importance_GK: torch.Tensor | None) -> torch.Tensor:
+    """[N, G]: of the scales tried, the one that leaves the least squared error, weighted by `importance_GK`."""
+    top = groups_NGK.abs().amax(-1)
     best, least = top / grid.high, torch.full_like(top, torch.inf)
     for shrink in _SHRINKS[grid.name]:
-        scale = top * shrink / grid.high
-        off = (grid.to_grid(groups / safe(scale)[..., None]) * scale[..., None] - groups).square()
-        error = (off if importance is None else off * importance).sum(-1)
+        scale = (top * shrink / grid.high)[..., None]
+        off = (grid.to_grid(groups_NGK / safe(scale)) * scale - groups_NGK).square()
+        error = (off if importance_GK is None else off * importance_GK).sum(-1)
         better = error < least
-        best, least = torch.where(better, scale, best), torch.where(better, error, least)
+        best, least = torch.where(better, scale[..., 0], best), torch.where(better, error, least)
     return best
 
 
