@@ -54,8 +54,8 @@ def weight_scales(
         return torch.quantile(groups.abs(), PERCENTILE, dim=-1) / grid.high
     importance = None if importance_K is None else grouped(importance_K.float()[None], group_size)
     rows = max(1, _ELEMENTS // weight_NK.shape[1])
-    parts = (_least_error(some, grid, importance) for some in groups.split(rows))
-    return torch.cat(list(parts))
+    starts = range(0, len(groups), rows)
+    return torch.cat([_least_error(groups[row : row + rows], grid, importance) for row in starts])
 
 
 def _least_error(groups_NGK: torch.Tensor, grid: Grid, importance_GK: torch.Tensor | None) -> torch.Tensor:
