@@ -1,24 +1,41 @@
-"""Every Triton kernel against the float32 reference: on the GPU, or on small shapes through Triton's interpreter."""
+"""Every GPU kernel against the float32 reference: on the GPU, or on small shapes through Triton's interpreter and, for the
+kernels in CUDA C++, through `tests/cuda_host`.
+"""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 import torch
 
+from tests.cuda_host import use_cpu
+
 
 @pytest.mark.parametrize(
-    "check", ["rows", "rope", "attention", "gemv_dense", "gemv_int8", "gemv_fp8", "few_rows", "sampling"]
+    "check", ["rows", "rope", "attention", "gemv_dense", "gemv_int8", "gemv_fp8", "sampling"]
 )
 def test_kernels_compute_what_the_reference_defines(device: torch.device, check: str):
     from inferoptim.kernels.triton import selfcheck
 
-    if device.type == "cpu" and check == "few_rows":
-        pytest.skip("kernels in CUDA C++ have no interpreter")
     if device.type == "cpu":  # numpy has no bfloat16 for the interpreter
         outcomes = selfcheck.run(device, (torch.float16,), small=True, checks=(check,))
     else:
         fp8 = torch.cuda.get_device_capability(device) >= (8, 9)
         outcomes = selfcheck.run(device, (torch.bfloat16, torch.float16), fp8=fp8, checks=(check,))
+    assert outcomes
+    assert not [o for o in outcomes if not o.passed]
+
+
+@pytest.mark.parametrize("check", ["few_rows", "decode_few"])
+def test_kernels_in_cuda_cpp_compute_what_the_reference_defines(
+    device: torch.device, check: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    from inferoptim.kernels.triton import selfcheck
+
+    if device.type == "cpu":
+        use_cpu(monkeypatch, tmp_path)
+    outcomes = selfcheck.run(device, (torch.bfloat16,), small=device.type == "cpu", checks=(check,))
     assert outcomes
     assert not [o for o in outcomes if not o.passed]
 

@@ -220,7 +220,10 @@ class CudaDecoder:
                 )  # fmt: skip
             self._attend_decoding(q, cache, b.attn, window=layer.window, **where)
             weight, scale, _ = _parts(layer.o)
-            kernels.linear_residual(b.attn, weight, b.x, scale)
+            wants_linear = (
+                self._most_few and weight.dtype == torch.float8_e4m3fn
+            )  # faster even at one row (docs/LOG.md)
+            (linear if wants_linear else kernels).linear_residual(b.attn, weight, b.x, scale)
             weight, scale, _ = _parts(layer.gate_up)
             kernels.norm_gate_up(b.x, layer.post_norm, weight, b.act, eps, scale)
             weight, scale, _ = _parts(layer.down)

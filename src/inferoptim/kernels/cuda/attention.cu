@@ -11,6 +11,7 @@
 // WARPS (of a block), BLOCKS (that share a multiprocessor).
 
 #include "tensor.cuh"
+#include "float8.cuh"
 
 #define HEADS 8     // most query heads of a KV head
 #define TOKENS 16   // of a warp at a time; a KV block holds a multiple of them
@@ -41,16 +42,6 @@ struct Arguments {  // `_Arguments` in attention.py
     float scale;             // includes log2(e)
 };
 
-__device__ __forceinline__ float exp2_of(float x) {
-    float out;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
-    return out;
-}
-__device__ __forceinline__ u32 pack(float low, float high) {
-    u32 out;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
-    return out;
-}
 __device__ __forceinline__ u32 word(const Quad& q, int i) { return i == 0 ? q.a : i == 1 ? q.b : i == 2 ? q.c : q.d; }
 
 // Element e of two tokens' values, side by side.
@@ -90,15 +81,13 @@ __device__ __forceinline__ void load_tile(Tile& tile, const Arguments& a, const 
         for (int i = 0; i < V_PIECES; i++) {
             tile.v[n][i] = zero;
             if (valid && V_BYTES == 16) tile.v[n][i] = load_fresh(from + i * 8 * V_BYTES);
-            if (valid && V_BYTES == 8)
-                asm volatile("ld.global.cg.v2.u32 {%0,%1}, [%2];"
-                             : "=r"(tile.v[n][i].a), "=r"(tile.v[n][i].b) : "l"(from + i * 8 * V_BYTES));
+            if (valid && V_BYTES == 8) load_fresh(from + i * 8 * V_BYTES, tile.v[n][i].a, tile.v[n][i].b);
         }
         if (FP8) {
             tile.k_scale[n] = tile.v_scale[n] = 0.0f;
             if (valid) {
-                asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(tile.k_scale[n]) : "l"(a.k_scale + slot));
-                asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(tile.v_scale[n]) : "l"(a.v_scale + slot));
+                tile.k_scale[n] = load_fresh(a.k_scale + slot);
+                tile.v_scale[n] = load_fresh(a.v_scale + slot);
             }
         }
     }
@@ -107,7 +96,7 @@ __device__ __forceinline__ void load_tile(Tile& tile, const Arguments& a, const 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) decode(const __grid_constant__ Arguments a) {
     __shared__ float tops[WARPS][HEADS], totals[WARPS][HEADS], sums[WARPS][HEADS][D + 4];
     __shared__ int before;
-    asm volatile("griddepcontrol.launch_dependents;");
+    let_next_start();
     int i = blockIdx.x, head = blockIdx.y, split = blockIdx.z;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     int row = a.rows[i], safe = max(row, 0), position = a.positions[safe];
@@ -126,7 +115,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) decode(const __
 #pragma unroll
     for (int n = 0; n < AHEAD; n++)
         if (start + n * STRIDE < end) load_tile(tiles[n], a, table, head, start + n * STRIDE, min(end, position));
-    asm volatile("griddepcontrol.wait;" ::: "memory");
+    wait_for_previous();
     if (context == 0) {
         if (split == 0)
             for (int at = threadIdx.x; at < a.group * D; at += 32 * WARPS) out[at] = 0;

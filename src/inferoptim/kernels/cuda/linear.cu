@@ -21,6 +21,7 @@
 #define ROTATE 3    // y is queries, keys, values: the first two rotated; queries to out, the others into the cache
 
 #include "tensor.cuh"
+#include "float8.cuh"
 
 #define NORM (KIND != RESIDUAL)
 #define MULTIPLIES (NORM || FP8)  // x is multiplied by something before the product
@@ -167,7 +168,7 @@ __device__ __forceinline__ void multiply_eight(float* sum, const Eight& e, const
 
 #define WARPS 8
 #define DEPTH (FP8 ? 4 : 8)  // loads of a warp and row under way
-#define BATCH (FP8 ? 2 : 4)  // of which the features of x are fetched together
+#define BATCH 4              // of which the features of x are fetched together
 #define PARTS (FP8 ? 2 : 1)  // of eight features of x a load
 
 extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) up_to_8(const __grid_constant__ Arguments a) {
@@ -188,8 +189,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) up_to_8(const _
     };
 #pragma unroll
     for (int at = 0; at < DEPTH; at++) ask(at, at);
-    asm volatile("griddepcontrol.launch_dependents;");
-    asm volatile("griddepcontrol.wait;" ::: "memory");
+    let_next_start();
+    wait_for_previous();
 
     const bf16* x = a.x + (u64)g * K;
     int p = threadIdx.x % 8, m = threadIdx.x / 8;
@@ -265,16 +266,6 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) up_to_8(const _
 #define STAGE (X_BYTES + CHUNK * 2)  // and the norm's weights
 #define SUM_STRIDE (TILES * 8 + 8)   // floats of the sums of a weight row
 
-__device__ __forceinline__ u32 cluster_rank() { u32 r; asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(r)); return r; }
-__device__ __forceinline__ u32 cluster_size() { u32 r; asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(r)); return r; }
-__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
-__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
-__device__ __forceinline__ u32 of_peer(u32 local, u32 rank) {
-    u32 out;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(out) : "r"(local), "r"(rank));
-    return out;
-}
-
 template <int SIZE>
 __device__ __forceinline__ void finish(const Arguments& a, const float* sums, const float* squares, u32 rank, int tile) {
     constexpr int OWN = PAIRS / SIZE;  // pairs that this block adds up
@@ -297,7 +288,7 @@ __device__ __forceinline__ void finish(const Arguments& a, const float* sums, co
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) up_to_32(const __grid_constant__ Arguments a) {
-    extern __shared__ __align__(128) unsigned char shared[];  // sums by sender, squares by sender, one or two stages of x
+    DYNAMIC_SHARED(shared);  // sums by sender, squares by sender, one or two stages of x
     float* sums = (float*)shared;
     float* squares = sums + 2 * PAIRS * SUM_STRIDE;
     unsigned char* stages = (unsigned char*)(squares + 8 * TILES * 8);
@@ -320,11 +311,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) up_to_32(const __g
     };
 #pragma unroll
     for (int step = 0; step < STEPS; step++) ask(rank, step);
-    asm volatile("griddepcontrol.launch_dependents;");
-    asm volatile("griddepcontrol.wait;" ::: "memory");
+    let_next_start();
+    wait_for_previous();
 
     auto stage = [&](int chunk, int buffer) {
-        u32 to = (u32)__cvta_generic_to_shared(stages + buffer * STAGE);
+        Shared to = shared_address(stages + buffer * STAGE);
         constexpr int PER_ROW = CHUNK / 8;
         for (int at = threadIdx.x; at < TILES * 8 * PER_ROW; at += THREADS) {
             int m = at / PER_ROW, k = chunk * CHUNK + at % PER_ROW * 8;
@@ -335,7 +326,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) up_to_32(const __g
             int k = chunk * CHUNK + threadIdx.x * 8;
             copy_async(to + X_BYTES + threadIdx.x * 16, k < K ? a.norm + k : a.norm, k < K);
         }
-        asm volatile("cp.async.commit_group;");
+        end_of_copies();
     };
 
     float sum[TILES][4] = {};
@@ -346,9 +337,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) up_to_32(const __g
         int next = chunk + size;
         if (next < chunks) {
             stage(next, buffer ^ 1);
-            asm volatile("cp.async.wait_group 1;" ::: "memory");
+            wait_for_copies<1>();
         } else {
-            asm volatile("cp.async.wait_group 0;" ::: "memory");
+            wait_for_copies<0>();
         }
         __syncthreads();
         const unsigned char* from = stages + buffer * STAGE;
@@ -381,19 +372,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) up_to_32(const __g
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         int p = local + half * 8;
-        u32 to = of_peer((u32)__cvta_generic_to_shared(sums + ((rank * 2 + second) * own + p % own) * SUM_STRIDE), p / own);
+        Shared to = of_peer(shared_address(sums + ((rank * 2 + second) * own + p % own) * SUM_STRIDE), p / own);
 #pragma unroll
         for (int i = 0; i < TILES; i++)
-            asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};"
-                         ::"r"(to + (i * 8 + 2 * t) * 4), "f"(sum[i][2 * half]), "f"(sum[i][2 * half + 1]) : "memory");
+            store_peer(to + (i * 8 + 2 * t) * 4, sum[i][2 * half], sum[i][2 * half + 1]);
     }
     if (NORM && warp < TILES) {
         square += __shfl_xor_sync(0xffffffffu, square, 1);
         square += __shfl_xor_sync(0xffffffffu, square, 2);
         for (u32 peer = t; peer < size; peer += 4)
-            asm volatile("st.shared::cluster.f32 [%0], %1;"
-                         ::"r"(of_peer((u32)__cvta_generic_to_shared(squares + rank * TILES * 8 + warp * 8 + g), peer)),
-                           "f"(square) : "memory");
+            store_peer(of_peer(shared_address(squares + rank * TILES * 8 + warp * 8 + g), peer), square);
     }
     cluster_arrive();
     if (size == 8) finish<8>(a, sums, squares, rank, tile);

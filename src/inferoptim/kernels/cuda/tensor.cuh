@@ -1,12 +1,10 @@
-// What the kernels share: words of memory, the tensor cores' product, float8 as bfloat16.
+// What the kernels share: everything that is said in PTX. `tests/cuda_host` has another file of this
+// name, with which the kernels run on a CPU.
 #pragma once
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
 typedef unsigned short bf16;  // its bits
-
-// float8's bits in bfloat16's places mean 2^-120 times the value; x is given 2^60 of that, the sums the rest.
-#define LIFT 1152921504606846976.0f
 
 struct Quad { u32 a, b, c, d; };
 
@@ -24,13 +22,49 @@ __device__ __forceinline__ Quad load_fresh(const void* p) {
     return q;
 }
 
+__device__ __forceinline__ void load_fresh(const void* p, u32& a, u32& b) {
+    asm volatile("ld.global.cg.v2.u32 {%0,%1}, [%2];" : "=r"(a), "=r"(b) : "l"(p));
+}
+__device__ __forceinline__ float load_fresh(const float* p) {
+    float out;
+    asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(out) : "l"(p));
+    return out;
+}
+
 __device__ __forceinline__ Quad load_shared(const unsigned char* p) {
     uint4 q = *(const uint4*)p;
     return {q.x, q.y, q.z, q.w};
 }
 
-__device__ __forceinline__ void copy_async(u32 to, const void* from, bool valid) {
+// Programmatic dependent launch: the kernel after this one may start; the one before it has ended.
+__device__ __forceinline__ void let_next_start() { asm volatile("griddepcontrol.launch_dependents;"); }
+__device__ __forceinline__ void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
+typedef u32 Shared;  // an address in shared memory
+__device__ __forceinline__ Shared shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+#define DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
+
+__device__ __forceinline__ void copy_async(Shared to, const void* from, bool valid) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0));
+}
+__device__ __forceinline__ void end_of_copies() { asm volatile("cp.async.commit_group;"); }
+template <int PENDING>
+__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory"); }
+
+__device__ __forceinline__ u32 cluster_rank() { u32 r; asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(r)); return r; }
+__device__ __forceinline__ u32 cluster_size() { u32 r; asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(r)); return r; }
+__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+__device__ __forceinline__ Shared of_peer(Shared local, u32 rank) {
+    Shared out;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(out) : "r"(local), "r"(rank));
+    return out;
+}
+__device__ __forceinline__ void store_peer(Shared to, float a) {
+    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(to), "f"(a) : "memory");
+}
+__device__ __forceinline__ void store_peer(Shared to, float a, float b) {
+    asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};" ::"r"(to), "f"(a), "f"(b) : "memory");
 }
 
 __device__ __forceinline__ void multiply(float* sum, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
@@ -46,15 +80,19 @@ __device__ __forceinline__ u32 times(u32 a, u32 b) {
     return out;
 }
 
-// Two float8 in the high bytes of the halves of a word, as two bfloat16 of 2^-120 times their value.
-__device__ __forceinline__ u32 widen(u32 high) { return (high & 0x80008000u) | ((high >> 4) & 0x07f007f0u); }
-__device__ __forceinline__ u32 widen_low(u32 word) { return widen(__byte_perm(word, 0, 0x1404)); }   // elements 0, 1
-__device__ __forceinline__ u32 widen_high(u32 word) { return widen(__byte_perm(word, 0, 0x3424)); }  // elements 2, 3
-
 __device__ __forceinline__ float to_float(bf16 x) { return __uint_as_float((u32)x << 16); }
 __device__ __forceinline__ bf16 to_bf16(float x) {
     u32 out;
     asm("cvt.rn.bf16x2.f32 %0, %1, %1;" : "=r"(out) : "f"(x));
     return (bf16)out;
 }
-
+__device__ __forceinline__ u32 pack(float low, float high) {
+    u32 out;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
+    return out;
+}
+__device__ __forceinline__ float exp2_of(float x) {
+    float out;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
+    return out;
+}

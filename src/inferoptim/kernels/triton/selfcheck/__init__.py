@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from inferoptim.kernels.triton.selfcheck.choices import choices
-from inferoptim.kernels.triton.selfcheck.contexts import attention_
+from inferoptim.kernels.triton.selfcheck.contexts import attention_, decode_few
 from inferoptim.kernels.triton.selfcheck.inputs import Check, Inputs, relative_error
 from inferoptim.kernels.triton.selfcheck.products import few_rows, gemv_dense, gemv_fp8, gemv_int8
 from inferoptim.kernels.triton.selfcheck.rows import rotation, rows
@@ -24,6 +24,7 @@ CHECKS: dict[str, Check] = {
     "gemv_int8": gemv_int8,
     "gemv_fp8": gemv_fp8,
     "few_rows": few_rows,
+    "decode_few": decode_few,
     "sampling": choices,
 }
 
