@@ -17,6 +17,7 @@ _REHEARSE = """
 import sys
 from pathlib import Path
 import torch
+from triton.backends.nvidia import driver
 from inferoptim.config import EngineConfig
 from inferoptim.engine import rehearsal
 from inferoptim.engine.rehearsal import launch_everything, rehearse
@@ -30,7 +31,12 @@ with precompile.collecting((9, 0)) as jobs:
 print(*{job.name for job in jobs}, sep=chr(10))
 every = rehearsal.compile_side_by_side  # each takes its time: one of them
 rehearsal.compile_side_by_side = lambda jobs, most: every([job for job in jobs if job.name == "_embed"], most)
-begun = rehearse(folder, config, torch.bfloat16, (9, 0))
+def launcher(*args):  # stands in for C that wants libcuda
+    assert not fails
+fails, driver.CudaLauncher = True, launcher
+rehearse(folder, config, torch.bfloat16, (9, 0)).wait()
+fails = False
+begun = rehearse(folder, config, torch.bfloat16, (9, 0))  # again, for not all went well
 begun.wait()
 assert begun._over.is_set()
 assert rehearse(folder, config, torch.bfloat16, (9, 0)) is None, "done before"

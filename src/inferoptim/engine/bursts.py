@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
 
 from inferoptim.engine.kv_memory import KVMemory, Tracked
+from inferoptim.engine.request import Status
+from inferoptim.engine.step import StepPlan
 
 NewBlocks = tuple[int, tuple[int, ...]]
 
@@ -19,6 +21,27 @@ NewBlocks = tuple[int, tuple[int, ...]]
 def can_burst(members: Iterable[Tracked]) -> bool:
     """Whether the device alone can choose their tokens, and only the latest token of each is not computed."""
     return all(seq.on_device and len(seq.token_ids) - seq.num_computed == 1 for seq in members)
+
+
+def prompts_behind(
+    plan: StepPlan, deciding: SequenceOf[Tracked], running: Iterable[Tracked]
+) -> list[Tracked] | None:
+    """The sequences whose prompts go on after a plan with prompts; None when its outcome must be known first.
+
+    Args:
+        plan, deciding: what is out, and whose it is.
+        running: every sequence with a row, in order of arrival.
+    """
+    for work, seq in zip(plan.sequences, deciding, strict=True):
+        if seq.status is not Status.RUNNING:
+            return None  # it left meanwhile, and its row, which the device may still write to, is free
+        lives_on = work.samples and len(seq.token_ids) + 1 < seq.max_total
+        if lives_on or work.num_draft or not seq.on_device:
+            return None
+    behind = [s for s in running if not s.pending and len(s.token_ids) - s.num_computed > s.flying]
+    if any(len(s.token_ids) - s.num_computed == 1 for s in behind):
+        return None  # a decode for which the plan that is out had no room: it may need blocks
+    return behind
 
 
 def extend(

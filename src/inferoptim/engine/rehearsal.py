@@ -95,9 +95,10 @@ def rehearse(
             launch_everything(
                 read_spec(folder), config, dtype, stored_quantization(folder, config.quantization)
             )
-            compile_side_by_side(jobs, min(os.cpu_count() or 1, _MOST_WORKERS))
-        done.parent.mkdir(parents=True, exist_ok=True)
-        done.touch()
+            good = compile_side_by_side(jobs, min(os.cpu_count() or 1, _MOST_WORKERS))
+        if good:
+            done.parent.mkdir(parents=True, exist_ok=True)
+            done.touch()
         status = 0
     finally:
         os._exit(status)

@@ -211,19 +211,9 @@ class Scheduler:
         """Parts of prompts that follow a plan with prompts; None when anybody decodes meanwhile."""
         if not self.config.chunked_prefill:
             return None
-        for work, seq in zip(plan.sequences, deciding, strict=True):
-            if seq.status is not Status.RUNNING:
-                return None  # it left meanwhile, and its row, which the device may still write to, is free
-            lives_on = work.samples and len(seq.token_ids) + 1 < seq.max_total
-            if lives_on or work.num_draft or not seq.on_device:
-                return None
-        behind = [
-            seq
-            for seq in self._roster.running.values()
-            if not seq.pending and len(seq.token_ids) - seq.num_computed > seq.flying
-        ]
-        if any(len(seq.token_ids) - seq.num_computed == 1 for seq in behind):
-            return None  # a decode for which the plan that is out had no room: it may need blocks
+        behind = bursts.prompts_behind(plan, deciding, self._roster.running.values())
+        if behind is None:
+            return None
         step = Draft(self._limits.tokens)
         self._compute_prompts(step, behind)
         return self._send_out(step, 1, now_s) if step.sequences else None

@@ -22,12 +22,12 @@ from inferoptim.kernels.triton import attention, elementwise, gemv, rope, sampli
 from inferoptim.kernels.triton.elementwise import Scales
 from inferoptim.kernels.triton.sampling import SamplingRows
 from inferoptim.models.batch import Batch, KVCache, KVLayer
+from inferoptim.models.cuda_buffers import MIN_INT_MM_ROWS, Buffers
 from inferoptim.models.decoder import Decoder, LayerWeights
 from inferoptim.models.tiles import Tiles, tile_arrays
 from inferoptim.quant.formats import DenseWeight, Fp8Weight, Int8Weight, Linear
 
 _MOST_WIDTH = 65536  # one program holds a row
-_MIN_INT_MM_ROWS = 32  # torch._int_mm wants more than 16 rows
 
 # From this many rows on the product itself adds to the residual: the norm after it then moves half as much.
 _ADDING_ROWS = 512
@@ -101,7 +101,9 @@ class CudaDecoder:
         self._fp8_columns = {id(w): w.scale * _FP8_SHRINK for w in linears if isinstance(w, Fp8Weight)}
         self._fused_rope = not spec.qk_norm
         self._most_few = linear.most_rows([_parts(w)[0] for w in linears], self.dtype, self.device)
-        self._buffers = _Buffers(self, max(max_tokens, max_num_seqs, _MIN_INT_MM_ROWS))
+        self._buffers = Buffers(
+            spec, max(max_tokens, max_num_seqs), self.dtype, self._activation, self.device
+        )
         self.max_logit_rows = most = max_logit_rows or max_num_seqs
         shares = max(-(-spec.vocab_size // sampling.SHARE) * most, spec.vocab_size * gemv.MAX_ROWS)
         self._best = torch.empty(shares, dtype=torch.float32, device=self.device)
@@ -110,10 +112,10 @@ class CudaDecoder:
         self._near = torch.empty(most, sampling.NEAR, dtype=torch.float32, device=self.device)
         self._logits = torch.empty(most, spec.vocab_size, dtype=self.dtype, device=self.device)
         self._head_rows = torch.empty(
-            max(most, _MIN_INT_MM_ROWS), spec.hidden_size, dtype=_activation_dtype(weights.head, self.dtype),
+            max(most, MIN_INT_MM_ROWS), spec.hidden_size, dtype=_activation_dtype(weights.head, self.dtype),
             device=self.device,
         )  # fmt: skip
-        self._head_scale = torch.empty(max(most, _MIN_INT_MM_ROWS), dtype=torch.float32, device=self.device)
+        self._head_scale = torch.empty(max(most, MIN_INT_MM_ROWS), dtype=torch.float32, device=self.device)
         self._scratch = attention.DecodeScratch.allocate(
             max_num_seqs, spec.num_heads, spec.num_kv_heads, spec.head_dim, self.device
         )
@@ -194,7 +196,7 @@ class CudaDecoder:
             tokens=state.tokens, positions=state.positions, done=step.done_R, out=step.out,
         )  # fmt: skip
 
-    def _decode_few(self, b: _Buffers, state: RowState, step: DecodeStep, kv: KVCache) -> int:
+    def _decode_few(self, b: Buffers, state: RowState, step: DecodeStep, kv: KVCache) -> int:
         spec, eps = self.spec, self.spec.rms_norm_eps
         rows = b.x.shape[0]
         kernels: Any = gemv if rows <= gemv.MAX_ROWS else linear
@@ -236,7 +238,7 @@ class CudaDecoder:
             self._best_at, eps, scale,
         )  # fmt: skip
 
-    def _decode_many(self, b: _Buffers, state: RowState, step: DecodeStep, kv: KVCache) -> int:
+    def _decode_many(self, b: Buffers, state: RowState, step: DecodeStep, kv: KVCache) -> int:
         def attend(layer: LayerWeights, cache: KVLayer, scales: Scales | None) -> None:
             self._attend_rows(b, layer, cache, state, step, scales)
 
@@ -248,7 +250,7 @@ class CudaDecoder:
         )
 
     def _attend_rows(
-        self, b: _Buffers, layer: LayerWeights, cache: KVLayer, state: RowState, step: DecodeStep,
+        self, b: Buffers, layer: LayerWeights, cache: KVLayer, state: RowState, step: DecodeStep,
         scales: Scales | None = None,
     ) -> None:  # fmt: skip
         """Rotate, write and attend for one token of every row, from `b.qkv` to `b.attn`."""
@@ -269,7 +271,7 @@ class CudaDecoder:
     # ---- parts ------------------------------------------------------------------------------------------------
 
     def _body(
-        self, b: _Buffers, kv: KVCache, attend: _Attend, wanted_R: torch.Tensor | None = None
+        self, b: Buffers, kv: KVCache, attend: _Attend, wanted_R: torch.Tensor | None = None
     ) -> _Rest | None:
         """All layers; leaves the residual in `b.x`, but for what it returns.
 
@@ -299,7 +301,7 @@ class CudaDecoder:
         return rest
 
     def _norm(
-        self, b: _Buffers, weight: torch.Tensor, rest: _Rest | None, out: torch.Tensor, scale: torch.Tensor | None,
+        self, b: Buffers, weight: torch.Tensor, rest: _Rest | None, out: torch.Tensor, scale: torch.Tensor | None,
         rows_R: torch.Tensor | None = None,
     ) -> None:  # fmt: skip
         """RMSNorm of the residual, to which `rest` is added first; all rows, or only those named (`b.x` then stays)."""
@@ -309,20 +311,18 @@ class CudaDecoder:
             rows_R=rows_R, x_scales=x_scales,
         )  # fmt: skip
 
-    def _add(
-        self, b: _Buffers, x: torch.Tensor, x_scale: torch.Tensor | None, weight: Linear
-    ) -> _Rest | None:
+    def _add(self, b: Buffers, x: torch.Tensor, x_scale: torch.Tensor | None, weight: Linear) -> _Rest | None:
         """Add ``x @ weight.T`` to the residual, or leave that to the norm that follows."""
         if isinstance(weight, DenseWeight) and x.shape[0] >= _ADDING_ROWS:
             b.x.addmm_(x, weight.weight.t())
             return None
         return b.out, self._linear(x, x_scale, weight, b.out)
 
-    def _head(self, b: _Buffers, logit_rows_R: torch.Tensor | None, rest: _Rest | None) -> torch.Tensor:
+    def _head(self, b: Buffers, logit_rows_R: torch.Tensor | None, rest: _Rest | None) -> torch.Tensor:
         """Final norm and logits [R, V] of the wanted rows, or of all."""
         rows = b.x.shape[0] if logit_rows_R is None else logit_rows_R.shape[0]
         if rows > self.max_logit_rows:  # every position of a prompt (prompt logprobs, the quality gate)
-            padded = max(rows, _MIN_INT_MM_ROWS)
+            padded = max(rows, MIN_INT_MM_ROWS)
             h = torch.empty(padded, self.spec.hidden_size, dtype=self._head_rows.dtype, device=self.device)[
                 :rows
             ]
@@ -337,7 +337,7 @@ class CudaDecoder:
 
     def _rope(
         self,
-        b: _Buffers,
+        b: Buffers,
         layer: LayerWeights,
         cache: KVLayer,
         positions: torch.Tensor,
@@ -371,8 +371,8 @@ class CudaDecoder:
         elif isinstance(weight, Int8Weight) and weight.dynamic_activations:
             assert x_scale is not None
             rows = x.shape[0]
-            if rows < _MIN_INT_MM_ROWS:
-                x = torch.as_strided(x, (_MIN_INT_MM_ROWS, x.shape[1]), x.stride())
+            if rows < MIN_INT_MM_ROWS:
+                x = torch.as_strided(x, (MIN_INT_MM_ROWS, x.shape[1]), x.stride())
             product = torch._int_mm(x, weight.q.t())
             elementwise.scale_int32(product[:rows], x_scale, weight.scale, out)
         else:
@@ -381,9 +381,13 @@ class CudaDecoder:
             out.mul_(weight.scale)
         return None
 
-    def _buffers_for(self, tokens: int) -> _Buffers:
+    def _buffers_for(self, tokens: int) -> Buffers:
         held = self._buffers
-        return held.first(tokens) if tokens <= held.x.shape[0] else _Buffers(self, tokens)
+        return (
+            held.first(tokens)
+            if tokens <= held.x.shape[0]
+            else Buffers(self.spec, tokens, self.dtype, self._activation, self.device)
+        )
 
     def _scratch_of_choice(self, rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """(best, where, probabilities, those near a threshold) for that many rows of logits."""
@@ -404,50 +408,6 @@ _Rest = tuple[torch.Tensor, Scales | None]
 
 class _Attend(Protocol):
     def __call__(self, layer: LayerWeights, cache: KVLayer, scales: Scales | None) -> None: ...
-
-
-class _Buffers:
-    """Activations of a step. One set serves all steps: they follow each other on one stream."""
-
-    def __init__(self, decoder: CudaDecoder | None, tokens: int) -> None:
-        if decoder is None:
-            return
-        spec, kind, quantised = decoder.spec, decoder.dtype, decoder._activation
-        rows = max(tokens, _MIN_INT_MM_ROWS)
-        eight_bit = quantised != kind
-
-        def make(width: int, dtype: torch.dtype) -> torch.Tensor:
-            return torch.zeros(rows, width, dtype=dtype, device=decoder.device)
-
-        def scale() -> torch.Tensor | None:
-            return torch.zeros(rows, dtype=torch.float32, device=decoder.device) if eight_bit else None
-
-        heads = spec.num_heads * spec.head_dim
-        self.x: torch.Tensor = make(spec.hidden_size, kind)
-        self.out: torch.Tensor = make(spec.hidden_size, kind)
-        self.h: torch.Tensor = make(spec.hidden_size, quantised)
-        self.h_scale = scale()
-        self.qkv: torch.Tensor = make(heads + 2 * spec.num_kv_heads * spec.head_dim, kind)
-        self.attn: torch.Tensor = make(heads, kind)
-        self.attn_q = make(heads, quantised) if eight_bit else None
-        self.attn_scale = scale()
-        self.gate_up: torch.Tensor = make(2 * spec.intermediate_size, kind)
-        self.act: torch.Tensor = make(spec.intermediate_size, kind)
-        self.act_q = make(spec.intermediate_size, quantised) if eight_bit else None
-        self.act_scale = scale()
-
-    def keep(self, rows_R: torch.Tensor) -> None:
-        """From here on only these rows, in this order: of the residual and of attention's output; the rest is room."""
-        x, attn = self.x.index_select(0, rows_R), self.attn.index_select(0, rows_R)
-        vars(self).update(vars(self.first(rows_R.shape[0])))
-        self.x, self.attn = x, attn
-
-    def first(self, tokens: int) -> _Buffers:
-        """Views of the first `tokens` rows."""
-        view = _Buffers(None, 0)
-        for name, tensor in vars(self).items():
-            setattr(view, name, None if tensor is None else tensor[:tokens])
-        return view
 
 
 def unsupported(decoder: Decoder) -> str | None:

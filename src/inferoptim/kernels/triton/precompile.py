@@ -91,28 +91,33 @@ def _compile(real: Any, kernel: Any, args: tuple[Any, ...], kwargs: dict[str, An
     CudaLauncher(compiled.src, compiled.metadata)  # the C function that launches it is compiled, too
 
 
-def compile_side_by_side(jobs: Sequence[Job], most: int) -> None:
+def compile_side_by_side(jobs: Sequence[Job], most: int) -> bool:
     """Do the jobs in forked processes, a process a job, which end with it. What fails is left to the first launch.
 
     For a process that does nothing else: it must hold no lock and no CUDA context that the forked ones could want.
 
     Args:
         most: processes at once.
+
+    Returns:
+        Whether all went well.
     """
-    running = 0
+    running, good = 0, True
     for job in sorted(jobs, key=lambda job: job.name not in _LONGEST):
         if running == most:
-            os.wait()
+            good &= os.wait()[1] == 0
             running -= 1
         if os.fork() == 0:
+            status = 1
             try:
                 job.run()
+                status = 0
             finally:
-                os._exit(0)
+                os._exit(status)
         running += 1
-    while running:
-        os.wait()
-        running -= 1
+    for _ in range(running):
+        good &= os.wait()[1] == 0
+    return good
 
 
 def cache_folder() -> Path:
