@@ -24,7 +24,7 @@ from inferoptim.models.artefact import engine_fields
 from inferoptim.models.hub import resolve_model
 from inferoptim.models.load import load_decoder
 from inferoptim.models.tokenizer import load_tokenizer
-from inferoptim.quant.formats import GroupedWeight
+from inferoptim.quant.formats import DenseWeight, GroupedWeight, Int8Weight
 from inferoptim.records.schema import ConfigurationRecord, Interval, MetricSummary, Summary
 from tests.tiny import save_tiny_llama, tiny_tokenizer
 
@@ -136,6 +136,21 @@ def test_the_most_sensitive_products_stay_dense_up_to_the_share(
     assert left == sorted(left, reverse=True)
     assert main(["inspect", str(tmp_path / "built")]) == 0
     assert "Where the loss comes from" in capsys.readouterr().out
+
+
+def test_products_that_were_kept_stay_dense_where_the_head_is_rounded(model: Path, tmp_path: Path) -> None:
+    artefact = build_artefact(request(model, tmp_path / "built", {**RECIPES["int8"], "keep_share": 0.3}))
+    assert artefact.engine["quantization"] == "int8"  # of the head
+    decoder = load_decoder(
+        tmp_path / "built", device=torch.device("cpu"), dtype=torch.float32, **artefact.engine
+    )
+    kept = {(e.layer, product) for e in artefact.layers for product in e.kept}
+    assert 0 < len(kept) < 8
+    for index, layer in enumerate(decoder.weights.layers):
+        for product in ("qkv", "o", "gate_up", "down"):
+            wanted = DenseWeight if (index, product) in kept else Int8Weight
+            assert isinstance(getattr(layer, product), wanted), (index, product)
+    assert isinstance(decoder.weights.head, Int8Weight)
 
 
 def test_tuned_and_timed_on_this_machine_and_told_apart_on_another(

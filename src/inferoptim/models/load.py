@@ -97,7 +97,8 @@ def load_decoder(
             activations): linear layers and head as the blocks that a GGUF file or a 4-bit checkpoint holds, others rounded to
             4 bits, the head to 8; 'fp8' (E4M3 weights and dynamic activations): linear layers are quantised, the head keeps
             `dtype`.
-            A checkpoint that is quantised already keeps its linear layers as they are; the setting then applies to the head.
+            A checkpoint that is quantised already keeps its linear layers as they are, dense ones too; the setting then applies to
+            the head.
         emulate_fp8: on a device without FP8, compute what one with it would (slow: for judging quality); otherwise such a
             checkpoint is dequantised there.
         max_layers: keep only the first layers (then final norm and head): a draft made of the model itself.
@@ -162,7 +163,9 @@ def load_decoder(
             return moved(linear, device)
 
         expected_shapes_of = expected_shapes(spec)
-        layers = tuple(_layer(spec, index, get, quantised, convert) for index in range(spec.num_layers))
+        # what a quantised checkpoint holds dense was left so on purpose
+        left = convert if scheme is None else DenseWeight
+        layers = tuple(_layer(spec, index, get, quantised, convert, left) for index in range(spec.num_layers))
         embedding = get("model.embed_tokens.weight")
         output = "model.embed_tokens" if spec.tied_embeddings else "lm_head"
         head = quantised(output)
@@ -245,14 +248,16 @@ def _layer(
     get: Callable[[str], torch.Tensor],
     quantised: Callable[[str], Linear | None],
     convert: Callable[[torch.Tensor, torch.Tensor | None], Linear],
+    left: Callable[[torch.Tensor, torch.Tensor | None], Linear],
 ) -> LayerWeights:
+    """One layer; `convert` makes a dense layer what the setting asks for, `left` one of a product that is dense in whole."""
     prefix = f"model.layers.{index}."
 
     def fused(names: tuple[str, ...], biased: bool = False) -> Linear:
         bias = torch.cat([get(f"{prefix}{name}.bias") for name in names]) if biased else None
         parts = [quantised(prefix + name) for name in names]
         if all(part is None for part in parts):
-            return convert(torch.cat([get(f"{prefix}{name}.weight") for name in names]), bias)
+            return left(torch.cat([get(f"{prefix}{name}.weight") for name in names]), bias)
         # beside 4-bit neighbours a dense layer is put into groups, beside others they are dequantised
         beside = convert if any(isinstance(part, GroupedWeight) for part in parts) else DenseWeight
         present = [
