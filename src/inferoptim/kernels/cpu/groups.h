@@ -63,9 +63,13 @@ static __attribute__((noinline)) void kernel_groups(v16f (&acc)[MR][2], const In
     for (int g = 0; g < groups; ++g) {
         const GroupScales scales(w, at);
         const char* p = at + head;
+        if (MR <= 2) {
+            ask_for_page(at, (int)w.group_bytes());
+        } else {
+            for (int i = 0; i < ahead.step; i += 64) _mm_prefetch(ahead.at + i, _MM_HINT_T1);
+            ahead.at += ahead.step;
+        }
         at += w.group_bytes();
-        for (int i = 0; i < ahead.step; i += 64) _mm_prefetch(ahead.at + i, _MM_HINT_T1);
-        ahead.at += ahead.step;
         __m512i sum[MR][2];
         IO_EACH_ROW sum[i][0] = sum[i][1] = _mm512_set1_epi32(-w.zero * in.sum[(row + i) * groups + g]);
         for (int k = 0; k < group; k += 8, p += 8 * PANEL * BITS / 8, a += 8) {

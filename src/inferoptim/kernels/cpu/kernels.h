@@ -10,6 +10,16 @@ struct Ahead {
     int step;  // bytes for each step of its inner loop
 };
 
+// One or two rows only wait for memory. A core's own prefetcher has more requests under way then than instructions may,
+// which wait in the first-level cache's buffers; but it stops at the end of a page, so the first lines of a page further on
+// are asked for, and nothing else.
+static inline void ask_for_page(const void* p, int bytes) {
+    constexpr size_t PAGE = 4096, FIRST = 128;
+    if (((size_t)p & (PAGE - 1)) >= std::max((size_t)bytes, FIRST)) return;
+    __builtin_prefetch((const char*)p + 2 * PAGE, 0, 2);
+    __builtin_prefetch((const char*)p + 2 * PAGE + 64, 0, 2);
+}
+
 // One function for each way to multiply, so that the compiler keeps every sum in a register.
 #define IO_EACH_ROW _Pragma("GCC unroll 8") for (int i = 0; i < MR; ++i)
 
@@ -27,9 +37,13 @@ static __attribute__((noinline)) void kernel_int8(v16f (&acc)[MR][2], const Inpu
         IO_EACH_ROW sum[i][0] = sum[i][1] = _mm512_set1_epi32(-128 * in.sum[(row + i) * groups + g]);
         for (int k = 0; k < group; k += 4, p += 4 * PANEL, a += 4) {
             const __m512i w0 = _mm512_load_si512(p), w1 = _mm512_load_si512(p + 64);
-            _mm_prefetch(ahead.at, _MM_HINT_T1);
-            if (MR <= 8) _mm_prefetch(ahead.at + 64, _MM_HINT_T1);
-            ahead.at += ahead.step;
+            if (MR <= 2) {
+                ask_for_page(p, 2 * 64);
+            } else {
+                _mm_prefetch(ahead.at, _MM_HINT_T1);
+                if (MR <= 8) _mm_prefetch(ahead.at + 64, _MM_HINT_T1);
+                ahead.at += ahead.step;
+            }
             IO_EACH_ROW {
                 int32_t four;
                 std::memcpy(&four, a + (size_t)i * kp, 4);
