@@ -12,6 +12,7 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed (it comes with CUDA builds of torch)")
 from inferoptim.kernels.cuda import attention, linear
+from inferoptim.kernels.cuda import compile as compiler
 
 
 @pytest.mark.parametrize("module", [attention, linear])
@@ -52,3 +53,22 @@ def test_other_devices_types_and_mixed_weights_are_left_to_other_kernels() -> No
     assert linear.most_rows([weight], torch.bfloat16, torch.device("cpu")) == 0
     assert linear.most_rows([weight, weight.float()], torch.bfloat16, torch.device("cuda")) == 0
     assert linear.most_rows([weight[:, :12].contiguous()], torch.bfloat16, torch.device("cuda")) == 0
+
+
+def test_a_disk_that_is_full_leaves_nothing_of_a_compiled_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "native" / "k.cubin"
+    compiler._keep_file(path, b"whole")
+    assert path.read_bytes() == b"whole"
+    path.unlink()
+    real = Path.write_bytes
+
+    def cut_short(self: Path, data: bytes) -> int:
+        real(self, data[:2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", cut_short)
+    compiler._keep_file(path, b"whole")
+    assert list(path.parent.iterdir()) == []
+    assert "No space left" in caplog.text

@@ -1,6 +1,6 @@
 """Decode attention over a paged cache in bfloat16 or float8; see `attention.cu`.
 
-Same contract as `kernels/triton/attention.py`, whose kernels take every shape; these take what `unsupported` lets by.
+Same contract as `kernels/triton/attention.py`, whose kernels take every shape; these take what `takes` lets by.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ import ctypes
 import hashlib
 import logging
 import os
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -136,14 +135,22 @@ def _cubin(source: Path, defines: dict[str, int], arch: str) -> bytes:
     except OSError:
         pass  # not there yet
     cubin = compile_source(text, source.name, options, headers)
+    _keep_file(path, cubin)
+    return cubin
+
+
+def _keep_file(path: Path, cubin: bytes) -> None:
+    """Under its name once whole, or not at all."""
+    aside = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as aside:
-            aside.write(cubin)
-        os.replace(aside.name, path)
+        try:
+            aside.write_bytes(cubin)
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
     except OSError as error:
         _log.warning("compiled kernel not kept: %s: %s", path, error.strerror)
-    return cubin
 
 
 def compile_source(text: bytes, name: str, options: tuple[str, ...], headers: dict[str, bytes]) -> bytes:
