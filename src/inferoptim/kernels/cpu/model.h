@@ -7,32 +7,14 @@
 #pragma once
 #include <memory>
 
-#include "gemm.h"
+#include "desk.h"
 #include "interface.h"
 #include "plan.h"
-#include "pool.h"
-#include "rows.h"
 
 namespace io {
 
-struct Layer {
-    Linear qkv, o, gate_up, down;
-    Array<float> input_norm, post_norm, q_norm, k_norm;
-    int window = 0;
-};
-
-// What one thread writes on.
-struct Desk {
-    Rows in;
-    Array<float> normal, product;
-    Scratch attention;
-    std::vector<std::pair<float, int64_t>> best;  // greedy: per row, over the outputs that this thread computed
-    int prepared = -1;                            // phase whose inputs lie in `in`
-};
-
 struct Model {
     ModelSource s;
-    Pool pool;
     Arena arena;
     std::vector<std::unique_ptr<Layer>> layers;
     Linear head;
@@ -43,8 +25,10 @@ struct Model {
     Array<int32_t> slot_of;
     std::vector<size_t> slot_start;
     Plan plan;
+    Pool pool;  // the last member, so the first to go: its threads read of the others
 
-    explicit Model(const ModelSource& source) : s(source), pool(source.threads), desks(pool.threads()) {
+    explicit Model(const ModelSource& source)
+        : s(source), desks(std::max(source.threads, 1)), pool(source.threads, [this](int thread) { desks[thread].ahead.read(); }) {
         final_norm.assign(s.final_norm, s.final_norm + s.hidden);
     }
 
@@ -101,7 +85,12 @@ struct Model {
         plan.make(b, widths());
         reserve(b);
         find_slots(b);
-        pool.run(plan.counts, [&](int thread, int phase, int task) { work(b, thread, phase, task); });
+        pool.run(plan.counts, [&](int thread, int phase, int task) {
+            work(b, thread, phase, task);
+            if (!plan.few) return desks[thread].ahead.forget();
+            const int next = plan.coming[phase];
+            desks[thread].ahead.look(next, plan.coming[next], [&](int number) { return share(number, thread); });
+        });
         if (!b.greedy) return;
         for (int r = 0; r < b.rows; ++r) {
             std::pair<float, int64_t> top{-INFINITY, 0};
@@ -206,6 +195,27 @@ struct Model {
         }
     }
 
+    // The weights of a thread's own tasks of a phase.
+    Span share(int number, int thread) const {
+        const Phase& phase = plan.phases[number];
+        const Layer& layer = *layers[phase.layer];
+        const size_t count = plan.counts[number], threads = pool.threads();
+        auto panels = [&](const Linear& w, size_t units, int a_unit) {
+            auto at = [&](size_t t) {
+                return w.packed + w.panel_bytes() * std::min((int)part(units, part(count, t, threads), count) * a_unit, w.panels);
+            };
+            return Span{at(thread), at(thread + 1)};
+        };
+        const Widths w = widths();
+        switch (phase.what) {
+            case Do::QKV: return panels(layer.qkv, w.units(), w.panels_a_unit());
+            case Do::O: return panels(layer.o, w.o_panels, 1);
+            case Do::GATE_UP: return panels(layer.gate_up, w.gate_up_panels, 1);
+            case Do::DOWN: return panels(layer.down, w.down_panels, 1);
+            default: return panels(head, w.head_panels, 1);
+        }
+    }
+
     // ---- few rows: a product's inputs, converted together or by each thread for itself ----------------------------
 
     void prepare(Rows& to, const Linear& w, const float* from, size_t row0, size_t row1) const {
@@ -265,7 +275,7 @@ struct Model {
     // ---- the products; their rows stand from row0 on in x and qkv --------------------------------------------------
 
     void qkv_product(const Step& b, const Layer& layer, int index, const Inputs& from, size_t row0, size_t rows, int u0, int u1) {
-        const int dim = s.head_dim, a_unit = widths().heads_a_unit(), panels = a_unit * dim / PANEL;
+        const int dim = s.head_dim, a_unit = widths().heads_a_unit(), panels = widths().panels_a_unit();
         gemm(from, layer.qkv, rows, u0 * panels, std::min(u1 * panels, layer.qkv.panels), [&](size_t r, int panel, v16f a, v16f c) {
             put(qkv.data() + (row0 + r) * width(), panel * PANEL, (int)width(), a, c);
         }, [&](size_t r, int panel) { return qkv.data() + (row0 + r) * width() + panel * PANEL; });

@@ -30,12 +30,14 @@ struct Widths {
 
     // Heads whose outputs fill whole panels together.
     int heads_a_unit() const { return head_dim % PANEL ? 2 : 1; }
+    int panels_a_unit() const { return heads_a_unit() * head_dim / PANEL; }
     int units() const { return (heads + 2 * kv_heads + heads_a_unit() - 1) / heads_a_unit(); }
 };
 
 struct Plan {
     std::vector<Phase> phases;
     std::vector<int> counts;  // tasks of each phase
+    std::vector<int> coming;  // few rows: of each phase, the one after it that reads weights; after the last, the next step's first
     std::vector<Piece> pieces;
     std::vector<char> wanted;  // many rows: blocks that hold a row whose logits are asked for
     size_t blocks = 0;
@@ -85,6 +87,18 @@ struct Plan {
         }
         add(Do::NORM, 0, parts(b.rows));
         add(Do::HEAD, 0, b.rows ? parts(w.head_panels) : 0);
+        coming.clear();
+        if (!few) return;
+        coming.resize(phases.size());
+        int next = 0;
+        for (int twice = 0; twice < 2; ++twice)
+            for (int i = (int)phases.size() - 1; i >= 0; --i) {
+                coming[i] = next;
+                if (counts[i] && reads_weights(phases[i].what)) next = i;
+            }
+    }
+    static bool reads_weights(Do what) {
+        return what == Do::QKV || what == Do::O || what == Do::GATE_UP || what == Do::DOWN || what == Do::HEAD;
     }
     // Blocks begin at multiples of eight rows: whole tiles.
     size_t block_start(size_t i, size_t tokens) const { return std::min(tokens, part((tokens + 7) / 8, i, blocks) * 8); }

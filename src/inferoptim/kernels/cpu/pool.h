@@ -5,6 +5,10 @@
 // step has got to. Within a step a thread without work spins, since phases last some tens of microseconds and a yield
 // may give the core away for milliseconds; it yields only when a wait grows far longer than a phase, or at once where
 // there are more threads than cores. Between steps it sleeps, so that nobody else's threads are fought.
+//
+// Of a phase of few tasks each thread has its own run of them, which it takes first and in order; who is done helps the
+// others from the last task backwards. So a thread knows which memory it will want in the next phase, and may ask for it
+// while it waits.
 #pragma once
 #include <atomic>
 #include <chrono>
@@ -42,8 +46,12 @@ template <class Condition>
 class PoolOn {
   public:
     using Work = std::function<void(int thread, int phase, int task)>;
+    using Wait = std::function<void(int thread)>;
 
-    explicit PoolOn(int threads) : threads_(threads < 1 ? 1 : threads), crowded_(threads_ > cores()), patience_(crowded_ ? 500 : 20000) {
+    // wait(thread): called again and again by a thread that waits within a step; some tens of nanoseconds each. It may run until
+    // shortly after `run` has come back, at the latest until the pool is gone.
+    explicit PoolOn(int threads, Wait wait = [](int) { pause_cpu(); })
+        : threads_(threads < 1 ? 1 : threads), crowded_(threads_ > cores()), patience_(crowded_ ? 500 : 20000), wait_(std::move(wait)) {
         for (int t = 1; t < threads_; ++t) workers_.emplace_back([this, t] { live(t); });
     }
     ~PoolOn() {
@@ -89,16 +97,34 @@ class PoolOn {
 #endif
     }
 
-    // The board: number of the current phase (never reused) and its tasks that nobody has claimed yet.
+    // The board: number of the current phase (never reused), how many tasks it has, and those that nobody has claimed yet: a
+    // set of bits, or of a phase of too many tasks (MANY) their count.
+    static constexpr uint32_t BITS = 24, MANY = 255;
     static uint32_t number(uint64_t board) { return (uint32_t)(board >> 32); }
-    static uint32_t unclaimed(uint64_t board) { return (uint32_t)board; }
+    static uint32_t unclaimed(uint64_t board) { return (uint32_t)board & ((1u << BITS) - 1); }
+    static uint64_t fresh(uint32_t phase, uint32_t tasks) {
+        return (uint64_t)phase << 32 | (tasks > BITS ? MANY << BITS | tasks : tasks << BITS | ((1u << tasks) - 1));
+    }
+
+    // Claims a task of the phase on the board, unless somebody else was faster; `which`: a bit, or (MANY) how many were left.
+    bool claim(uint64_t& board, int thread, int& which) {
+        const uint32_t tasks = (uint32_t)board >> BITS, left = unclaimed(board);
+        if (tasks == MANY) {
+            which = (int)left;
+            return board_.compare_exchange_weak(board, board - 1, std::memory_order_acq_rel);
+        }
+        const uint32_t from = tasks * thread / threads_, to = tasks * (thread + 1) / threads_;
+        const uint32_t own = left & ((1u << to) - (1u << from));
+        which = own ? __builtin_ctz(own) : 31 - __builtin_clz(left);
+        return board_.compare_exchange_weak(board, board & ~(1ull << which), std::memory_order_acq_rel);
+    }
 
     // The first phase from `phase` on that has tasks, or the end of the step.
     void open(uint32_t phase) {
         while (phase != end_ && (*counts_)[phase - first_] == 0) ++phase;
         const uint32_t tasks = phase == end_ ? 0 : (uint32_t)(*counts_)[phase - first_];
         unfinished_.store(tasks, std::memory_order_relaxed);
-        board_.store((uint64_t)phase << 32 | tasks);
+        board_.store(fresh(phase, tasks));
     }
 
     // Tasks of the current step as they come; back when it has ended. What `run` handed over is read only while a
@@ -110,15 +136,18 @@ class PoolOn {
         for (;;) {
             if (unclaimed(board) == 0) {
                 if (leader ? number(board) == end_ : !running_.load(std::memory_order_relaxed)) return;
-                if (++idle < patience_) pause_cpu();
+                if (++idle < patience_) wait_(thread);
                 else std::this_thread::yield();
                 board = board_.load(std::memory_order_acquire);
                 continue;
             }
-            if (!board_.compare_exchange_weak(board, board - 1, std::memory_order_acq_rel)) continue;
+            int task;
+            if (!claim(board, thread, task)) continue;
             idle = 0;
             const uint32_t phase = number(board);
-            (*work_)(thread, (int)(phase - first_), (*counts_)[phase - first_] - (int)unclaimed(board));
+            const int count = (*counts_)[phase - first_];
+            if ((uint32_t)count > BITS) task = count - task;
+            (*work_)(thread, (int)(phase - first_), task);
             if (unfinished_.fetch_sub(1, std::memory_order_acq_rel) == 1) open(phase + 1);
             board = board_.load(std::memory_order_acquire);
         }
@@ -146,7 +175,8 @@ class PoolOn {
 
     const int threads_;
     const bool crowded_;  // more threads than cores
-    const int patience_;  // pauses before a yield; one takes 10 to 40 ns
+    const int patience_;  // waits before a yield; one takes 10 to 60 ns
+    const Wait wait_;
     std::vector<std::thread> workers_;
     std::mutex mutex_;
     Condition wake_;
