@@ -11,12 +11,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.phases import KERNEL_CHECKS, PHASES, run_job
+from benchmarks.gpu.phases import PHASES, run_job
 from benchmarks.gpu.shapes import CASES, NAMES, VLLM_S, Ceilings
 
 
 def parity(workers: int, agreement: bool, limit_s: float) -> tuple[dict[str, Any], bool]:
     """Kernels against their reference, then the engine against torch operators; side by side, since nothing is timed."""
+    from inferoptim.kernels.triton.selfcheck import CHECKS
+
     jobs: dict[str, dict[str, Any]] = {
         f"kernels {check} {dtype}": {
             "kind": "kernels",
@@ -24,7 +26,7 @@ def parity(workers: int, agreement: bool, limit_s: float) -> tuple[dict[str, Any
             "dtype": dtype,
             "seed": int(time.time()),
         }
-        for check in KERNEL_CHECKS
+        for check in CHECKS
         for dtype in ("bfloat16", "float16")
     }
     if agreement:

@@ -17,12 +17,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu.worker import LIMIT
+
 LIMIT_S = 240.0
 TUNE_S = 150.0  # the budget of the tuner's search
 Keep = Callable[[str, dict[str, Any]], None]  # (part, result): stores it at once
-
-
-KERNEL_CHECKS = ("rows", "rope", "attention", "gemv_dense", "gemv_int8", "gemv_fp8", "sampling")
 
 
 def run_job(
@@ -38,7 +37,9 @@ def run_job(
         command = [*under, sys.executable, "-m", "benchmarks.gpu.worker", str(asked), str(given)]
         with log.open("wb") as output:
             to = output if quiet else None
-            process = subprocess.Popen(command, stdout=to, stderr=to, start_new_session=True)
+            process = subprocess.Popen(
+                command, stdout=to, stderr=to, start_new_session=True, env={**os.environ, LIMIT: str(limit_s)}
+            )
             try:
                 failed = f"exit status {process.wait(limit_s)}"
             except subprocess.TimeoutExpired:
@@ -276,8 +277,10 @@ def sanitizer(args: argparse.Namespace, keep: Keep) -> bool:
     if tool is None:
         print("FAIL compute-sanitizer is not installed here (it comes with the CUDA toolkit)")
         return False
+    from inferoptim.kernels.triton.selfcheck import CHECKS
+
     job = {"kind": "kernels", "dtype": "bfloat16", "seed": 0, "small": True}
-    asked = [(which, check) for which in ("memcheck", "racecheck") for check in KERNEL_CHECKS]
+    asked = [(which, check) for which in ("memcheck", "racecheck") for check in CHECKS]
 
     def run(pair: tuple[str, str]) -> dict[str, Any]:
         under = (tool, "--tool", pair[0], "--target-processes", "application-only", "--error-exitcode", "9")

@@ -66,6 +66,7 @@ def measure(model: str, batches: list[int], repeats: int, sides: list[str]) -> d
                 ),
                 "answers": len(answers[side][batch]), **gained,
             }  # fmt: skip
+            print(side, batch, out[side][batch], flush=True)  # what is known if time runs out
         del core
         gc.collect()
         torch.cuda.empty_cache()

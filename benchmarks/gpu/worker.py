@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
+import os
 import sys
 import traceback
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+LIMIT = "INFEROPTIM_JOB_LIMIT_S"  # seconds until the process is killed
+_NEARLY = 0.95  # of them: then the log gets to know where every thread is
 
 
 def do(job: dict[str, Any]) -> dict[str, Any]:
@@ -55,6 +60,8 @@ def do(job: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
+    if LIMIT in os.environ:
+        faulthandler.dump_traceback_later(float(os.environ[LIMIT]) * _NEARLY)
     try:
         result = do(job)
     except Exception as error:
