@@ -20,6 +20,7 @@ from typing import Any
 from benchmarks.gpu.worker import LIMIT
 
 LIMIT_S = 240.0
+_SANITIZER_PORT = 54931  # its usual one
 TUNE_S = 150.0  # the budget of the tuner's search
 Keep = Callable[[str, dict[str, Any]], None]  # (part, result): stores it at once
 
@@ -283,7 +284,12 @@ def sanitizer(args: argparse.Namespace, keep: Keep) -> bool:
     asked = [(which, check) for which in ("memcheck", "racecheck") for check in CHECKS]
 
     def run(pair: tuple[str, str]) -> dict[str, Any]:
-        under = (tool, "--tool", pair[0], "--target-processes", "application-only", "--error-exitcode", "9")
+        ports = str(
+            _SANITIZER_PORT + 16 * asked.index(pair)
+        )  # its own: they share ten between them else, and wait
+        under = (
+            tool, "--tool", pair[0], "--target-processes", "application-only", "--error-exitcode", "9", "--base-port", ports,
+        )  # fmt: skip
         return run_job({**job, "check": pair[1]}, args.limit_s, quiet=True, under=under)
 
     good = True

@@ -34,7 +34,10 @@ rehearsal.compile_side_by_side = lambda jobs, most: every([job for job in jobs i
 def launcher(*args):  # stands in for C that wants libcuda
     assert not fails
 fails, driver.CudaLauncher = True, launcher
-rehearse(folder, config, torch.bfloat16, (9, 0)).wait()
+torch.rand(1 << 21).exp()  # torch's own threads have begun, and do not follow into a forked process
+begun = rehearse(folder, config, torch.bfloat16, (9, 0))
+begun.wait()
+assert begun._over.is_set(), "waited for threads that are not there"
 fails = False
 begun = rehearse(folder, config, torch.bfloat16, (9, 0))  # again, for not all went well
 begun.wait()

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import signal
 import sys
 import threading
 import warnings
@@ -66,7 +67,9 @@ class Rehearsal:
     def wait(self) -> None:
         """Until the kernels are compiled, or it is plain that they will not be."""
         if not self._over.wait(_MOST_S):
-            _log.debug("compiling kernels ahead takes over %.0f s: going on without", _MOST_S)
+            _log.warning("compiling kernels ahead takes over %.0f s: going on without", _MOST_S)
+            with suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
 
 
 def rehearse(
@@ -91,6 +94,7 @@ def rehearse(
         quiet = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(quiet, stream)
+        torch.set_num_threads(1)  # the threads that a pool thinks it has are the parent's
         with collecting(capability) as jobs:
             launch_everything(
                 read_spec(folder), config, dtype, stored_quantization(folder, config.quantization)

@@ -27,6 +27,7 @@ CHECKS: dict[str, Check] = {
     "decode_few": decode_few,
     "sampling": choices,
 }
+BFLOAT16_ALONE = ("few_rows", "decode_few")  # checks of kernels that take no other type
 
 
 @dataclass(frozen=True, slots=True)
