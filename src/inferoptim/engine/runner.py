@@ -22,8 +22,8 @@ from inferoptim.engine.step import Admission, ScheduledSequence, SequenceResult,
 from inferoptim.models.batch import Batch, KVCache
 from inferoptim.models.spec import ModelSpec
 
-_BURST_S = 0.012  # decode steps of one plan: what a token may wait for those after it
-MAX_BURST = 4
+_BURST_S = 0.018  # decode steps of one plan: what a token may wait for those after it
+MAX_BURST = 8
 
 
 class DecoderLike(Protocol):
@@ -110,6 +110,7 @@ class Runner:
         self._token_ids = np.zeros((max_num_seqs, max_model_len + max_draft + 1), dtype=np.int32)
         self._block_tables = np.zeros((max_num_seqs, max_blocks), dtype=np.int32)
         self._num_blocks = np.zeros(max_num_seqs, dtype=np.int32)
+        self._counting = np.arange(max_num_seqs + 1, dtype=np.int32)  # read only
         self._rows: list[Admission | None] = [None] * max_num_seqs
         self._seeds = [0] * max_num_seqs
         self._plain = np.ones(max_num_seqs, dtype=bool)  # argmax of the raw logits, nothing else asked
@@ -134,7 +135,7 @@ class Runner:
         want_all = [self._wants_prompt_logprobs(s) for s in sequences]
         batch, row_counts = self._build_batch(sequences, slots, want_all, plan.num_steps)
         if plan.num_steps > 1:
-            results = self._decode_many(batch, slots, plan.num_steps)
+            results = self._decode_many(batch, sequences, plan.num_steps)
         elif self._plain[slots].all() and self._forward_greedy is not None:
             tokens = self._forward_greedy(batch, self._kv).tolist()
             results = self._verify(sequences, row_counts, tokens)
@@ -150,16 +151,17 @@ class Runner:
             self._seconds_per_step = 0.8 * before + 0.2 * now if before else now
         return StepResult(plan.step_id, results, elapsed)
 
-    def _decode_many(self, batch: Batch, slots: np.ndarray, steps: int) -> tuple[SequenceResult, ...]:
+    def _decode_many(
+        self, batch: Batch, sequences: tuple[ScheduledSequence, ...], steps: int
+    ) -> tuple[SequenceResult, ...]:
         """Every sequence gains `steps` tokens, each chosen from the one before, without the host in between."""
         assert self._decode_greedy is not None, "burst_steps allowed it"
-        tokens_SN: np.ndarray = self._decode_greedy(batch, self._kv, steps).numpy().T
-        at = batch.context_lens_S.numpy()[:, None] + np.arange(steps)
-        self._token_ids[slots[:, None], at] = tokens_SN
-        return tuple(
-            SequenceResult(slot, tuple(tokens))
-            for slot, tokens in zip(slots.tolist(), tokens_SN.tolist(), strict=True)
-        )
+        results = []
+        tokens_SN = self._decode_greedy(batch, self._kv, steps).T.tolist()
+        for s, tokens in zip(sequences, tokens_SN, strict=True):
+            self._token_ids[s.slot, s.start + 1 : s.start + 1 + steps] = tokens
+            results.append(SequenceResult(s.slot, tuple(tokens)))
+        return tuple(results)
 
     def _apply(self, plan: StepPlan) -> None:
         for slot in plan.released:
@@ -193,6 +195,8 @@ class Runner:
         num_steps: int = 1,
     ) -> tuple[StepIndices, list[int]]:
         """Indices of the (first) step, and how many rows of logits each sequence wants."""
+        if all(s.num_tokens == 1 and s.samples for s in sequences) and not any(want_all):
+            return self._decode_indices(sequences, slots, num_steps), [1] * len(sequences)
         starts = np.fromiter((s.start for s in sequences), np.int32, len(sequences))
         counts = np.fromiter((s.num_tokens for s in sequences), np.int32, len(sequences))
         query_start = np.zeros(len(sequences) + 1, dtype=np.int32)
@@ -226,6 +230,24 @@ class Runner:
         )
         return indices, row_counts
 
+    def _decode_indices(
+        self, sequences: tuple[ScheduledSequence, ...], slots: np.ndarray, num_steps: int
+    ) -> StepIndices:
+        """The same where every sequence has one token and wants its logits: what most steps are, in fewer operations."""
+        starts = np.array([s.start for s in sequences], dtype=np.int32)
+        block_size, max_context = self._kv.block_size, int(starts.max()) + 1
+        return StepIndices(
+            token_ids=self._token_ids[slots, starts],
+            positions=starts,
+            slot_mapping=self._block_tables[slots, starts // block_size] * block_size + starts % block_size,
+            query_start=self._counting[: len(sequences) + 1],
+            context_lens=starts + 1,
+            block_tables=self._block_tables[slots, : -(-(max_context + num_steps - 1) // block_size)],
+            logit_rows=self._counting[: len(sequences)],
+            max_query_len=1,
+            max_context_len=max_context,
+        )
+
     def _build_batch(
         self,
         sequences: tuple[ScheduledSequence, ...],
@@ -238,7 +260,8 @@ class Runner:
         device = self._decoder.device
 
         def tensor(array: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int32)).to(device, non_blocking=True)
+            host = torch.from_numpy(np.ascontiguousarray(array, dtype=np.int32))
+            return host if device.type == "cpu" else host.to(device, non_blocking=True)
 
         batch = Batch(
             token_ids_T=tensor(indices.token_ids),
