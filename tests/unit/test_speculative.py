@@ -8,7 +8,7 @@ import pytest
 
 from inferoptim.config import SamplingParams
 from inferoptim.engine.request import Request, Sequence
-from inferoptim.engine.speculative import DraftLength, PromptLookupProposer, Speculator
+from inferoptim.engine.speculative import DraftLength, PromptLookupProposer, Speculator, StepCost
 
 
 def sequence(tokens: list[int]) -> Sequence:
@@ -167,3 +167,11 @@ def test_length_stays_in_range(acceptance: int):
         DraftLength(5), 50, 8, 1.0, lambda tokens: 1.0 + 0.1 * tokens, lambda d: min(d, acceptance)
     )
     assert all(0 <= d <= 5 for d in chosen)
+
+
+def test_a_step_of_few_tokens_is_never_thought_free():
+    """A line through a cheap step and dear ones falls below zero before one token, and a rate was divided by that."""
+    cost = StepCost()
+    for tokens, seconds in ((6, 0.001), (12, 0.010), (14, 0.013)):
+        cost.observe(tokens, seconds)
+    assert 0 < cost.at(1) <= cost.at(6) < cost.at(12)

@@ -210,11 +210,11 @@ class StepCost:
         self._xy = self._xy * _DECAY_COST + x * y
 
     def at(self, num_tokens: float) -> float:
-        """Seconds of a step of so many tokens; never falling with their number."""
+        """Seconds of a step of so many tokens; never falling with their number, never below a tenth of the mean."""
         mean_x, mean_y = self._x / self._w, self._y / self._w
         variance = self._xx / self._w - mean_x**2
         slope = max((self._xy / self._w - mean_x * mean_y) / variance, 0.0) if variance >= 0.25 else 0.0
-        return max(mean_y + slope * (num_tokens - mean_x), 0.0)
+        return max(mean_y + slope * (num_tokens - mean_x), 0.1 * mean_y)
 
 
 class DraftLength:
