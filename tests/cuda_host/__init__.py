@@ -17,6 +17,7 @@ import torch
 
 from inferoptim.hardware.measure_cpu import find_compiler
 from inferoptim.kernels.cuda import compile as compiler
+from inferoptim.kernels.cuda import tensor_map
 
 _HERE = Path(__file__).parent
 
@@ -26,8 +27,9 @@ def use_cpu(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     kernels: dict[str, Any] = {}
 
     def load(
-        source: Path, name: str, defines: dict[str, int], device: torch.device, *, shared_bytes: int = 0
-    ) -> Any:
+        source: Path, name: str, defines: dict[str, int], device: torch.device, *, shared_bytes: int = 0,
+        own_architecture: bool = False,
+    ) -> Any:  # fmt: skip
         key = f"{source}{name}{sorted(defines.items())}"
         if key not in kernels:
             library = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
@@ -52,7 +54,15 @@ def use_cpu(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 
     monkeypatch.setattr(compiler, "load", load)
     monkeypatch.setattr(compiler, "launch", launch)
+
+    def encoded(
+        address: int, dtype: torch.dtype, rows: int, columns: int, box_rows: int
+    ) -> tensor_map.TensorMap:
+        return tensor_map.TensorMap((ctypes.c_uint64 * 16)(address, columns, rows, box_rows))
+
     monkeypatch.setattr(compiler, "unsupported", lambda device, dtype: None)
+    monkeypatch.setattr(compiler, "multiprocessors", lambda device: 4)
+    monkeypatch.setattr(tensor_map, "_encoded", encoded)
 
 
 def _renamed(source: Path, folder: Path) -> Path:

@@ -1,13 +1,16 @@
 // Runs the kernel of a source, given as KERNEL_SOURCE and KERNEL, on a CPU: cluster after cluster, fibers in turns.
 #include KERNEL_SOURCE
 
-#include <deque>
+#include "hopper.cuh"
 
 Fiber* running;
 uint3_ grid;
 static std::deque<Fiber*> ready;
 static ucontext_t scheduler;
 static const Arguments* arguments;
+static u32 ended;
+std::map<Shared, ByteBarrier> byte_barriers;
+std::deque<std::function<void()>> copies;
 
 u32 Barrier::arrive() {
     u32 round = rounds;
@@ -20,18 +23,30 @@ u32 Barrier::arrive() {
     return round;
 }
 
-void Barrier::wait(u32 round) {
-    if (rounds != round) return;
+void sleep_on(std::vector<Fiber*>& waiting) {
     waiting.push_back(running);
     swapcontext(&running->context, &scheduler);
 }
 
+void Barrier::wait(u32 round) {
+    if (rounds == round) sleep_on(waiting);
+}
+
+void ByteBarrier::look() {
+    if (pending || bytes) return;
+    rounds++;
+    pending = expected;
+    ready.insert(ready.end(), waiting.begin(), waiting.end());
+    waiting.clear();
+}
+
 static void thread() {
     KERNEL(*arguments);
+    ended++;
     swapcontext(&running->context, &scheduler);  // for good
 }
 
-// Fibers that are left waiting when nobody is ready wait for threads that will never come.
+// Fibers that have not ended when nobody is ready wait for what will never come.
 extern "C" int run(const Arguments* given, u32 x, u32 y, u32 z, u32 threads, u32 size, u32 shared_bytes) {
     arguments = given;
     grid = {x, y, z};
@@ -51,6 +66,7 @@ extern "C" int run(const Arguments* given, u32 x, u32 y, u32 z, u32 threads, u32
                 Fiber& fiber = fibers[rank * threads + t];
                 u32 number = first + rank;
                 fiber.cluster = &cluster;
+                fiber.groups = 0;
                 fiber.rank = rank;
                 fiber.thread = {t, 0, 0};
                 fiber.block = {number % x, number / x % y, number / x / y};
@@ -61,17 +77,19 @@ extern "C" int run(const Arguments* given, u32 x, u32 y, u32 z, u32 threads, u32
                 ready.push_back(&fiber);
             }
         }
-        while (!ready.empty()) {
+        for (ended = 0; !ready.empty() || !copies.empty();) {
+            if (ready.empty()) {
+                auto copy = std::move(copies.front());
+                copies.pop_front();
+                copy();
+                continue;
+            }
             running = ready.front();
             ready.pop_front();
             swapcontext(&scheduler, &running->context);
         }
-        bool stuck = !cluster.barrier.waiting.empty();
-        for (const Block& block : cluster.blocks) {
-            stuck = stuck || !block.barrier.waiting.empty();
-            for (const Warp& warp : block.warps) stuck = stuck || !warp.barrier.waiting.empty();
-        }
-        if (stuck) return 1;
+        byte_barriers.clear();
+        if (ended < fibers.size()) return 1;
     }
     return 0;
 }

@@ -7,10 +7,14 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <deque>
+#include <functional>
+#include <map>
 #include <vector>
 
 typedef uint32_t u32;
 typedef uint64_t u64;
+typedef uint16_t u16;
 typedef uint16_t bf16;  // its bits
 
 #define __device__
@@ -39,6 +43,7 @@ struct Warp {
 struct Block {
     Barrier barrier;
     std::vector<Warp> warps;
+    std::map<u32, Barrier> named;
     std::vector<unsigned char> memory;
 };
 struct Cluster {
@@ -52,6 +57,10 @@ struct Fiber {
     u32 rank;  // of its block in the cluster
     uint3_ thread, block;
     u32 round;  // of the cluster's barrier
+    // What hopper.cuh puts off until this thread waits for it.
+    u32 groups;
+    std::deque<std::pair<u32, std::function<void()>>> products;  // by group
+    std::vector<std::function<void()>> stores;
 };
 extern Fiber* running;
 extern uint3_ grid;

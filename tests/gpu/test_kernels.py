@@ -40,6 +40,21 @@ def test_kernels_in_cuda_cpp_compute_what_the_reference_defines(
     assert not [o for o in outcomes if not o.passed]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_prompts_gate_and_up_in_one_kernel(
+    device: torch.device, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    from inferoptim.kernels.triton import selfcheck
+
+    if device.type == "cpu":
+        use_cpu(monkeypatch, tmp_path)
+    elif torch.cuda.get_device_capability(device)[0] != 9:
+        pytest.skip("the kernel is for compute capability 9.0")
+    outcomes = selfcheck.run(device, (dtype,), small=device.type == "cpu", checks=("many_rows",))
+    assert outcomes
+    assert not [o for o in outcomes if not o.passed]
+
+
 @pytest.mark.skipif(
     torch.cuda.is_available(), reason="there is a GPU: vocabularies there exceed the room anyway"
 )

@@ -2,7 +2,7 @@
 
 Two ways through a layer. A step of a few rows is bound by reading weights: five fused kernels, chained by programmatic
 dependent launch (`kernels/triton/gemv.py` for one or two rows, `kernels/cuda/linear.py` for more). Above, products run on
-tensor cores (cuBLAS) between fused row-wise kernels.
+tensor cores (cuBLAS, and `kernels/cuda/prompts.py` for gate and up of many rows) between fused row-wise kernels.
 
 Legend: T tokens of the step · R rows whose logits are wanted · H hidden size · I intermediate size · D head size ·
 V vocabulary · rows: rows of the runner's persistent batch.
@@ -17,7 +17,7 @@ import torch
 
 from inferoptim.errors import UnsupportedError
 from inferoptim.kernels.cuda import attention as cuda_attention
-from inferoptim.kernels.cuda import linear
+from inferoptim.kernels.cuda import linear, prompts
 from inferoptim.kernels.triton import attention, elementwise, gemv, rope, sampling
 from inferoptim.kernels.triton.elementwise import Scales
 from inferoptim.kernels.triton.sampling import SamplingRows
@@ -294,11 +294,18 @@ class CudaDecoder:
                 attn = b.attn_q
             rest = self._add(b, attn, b.attn_scale, layer.o)
             self._norm(b, layer.post_norm, rest, b.h, b.h_scale)
-            scales = self._linear(b.h, b.h_scale, layer.gate_up, b.gate_up)
-            act = b.act if b.act_q is None else b.act_q
-            elementwise.silu_mul(b.gate_up, act, b.act_scale, x_scales=scales)
-            rest = self._add(b, act, b.act_scale, layer.down)
+            rest = self._add(b, self._gate_up(b, layer.gate_up), b.act_scale, layer.down)
         return rest
+
+    def _gate_up(self, b: Buffers, weight: Linear) -> torch.Tensor:
+        """SwiGLU of `b.h` in what `down` takes its inputs in, into `b`."""
+        if isinstance(weight, DenseWeight) and prompts.takes(b.h, weight.weight):
+            prompts.gate_up(b.h, weight.weight, b.act)
+            return b.act
+        scales = self._linear(b.h, b.h_scale, weight, b.gate_up)
+        act = b.act if b.act_q is None else b.act_q
+        elementwise.silu_mul(b.gate_up, act, b.act_scale, x_scales=scales)
+        return act
 
     def _norm(
         self, b: Buffers, weight: torch.Tensor, rest: _Rest | None, out: torch.Tensor, scale: torch.Tensor | None,

@@ -46,22 +46,30 @@ def _compiler_fails(arch: str) -> str | None:
     return None
 
 
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """How many blocks that fill one each run at once."""
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
 def load(
-    source: Path, name: str, defines: dict[str, int], device: torch.device, *, shared_bytes: int = 0
-) -> Any:
+    source: Path, name: str, defines: dict[str, int], device: torch.device, *, shared_bytes: int = 0,
+    own_architecture: bool = False,
+) -> Any:  # fmt: skip
     """A kernel of `source` for `device`'s compute capability, as a `CUfunction` of its primary context.
 
     On "meta" (kernels compiled ahead, see `kernels/triton/precompile.py`) it is noted as a job, and None.
 
     Args:
         shared_bytes: most shared memory that a launch will ask for.
+        own_architecture: compiled for what no later card has, too.
 
     Raises:
         UnsupportedError: it does not compile or cannot be loaded; says what the compiler or the driver said.
     """
     capability = triton_launch.capability(device)
     assert capability is not None
-    arch = f"sm_{capability[0]}{capability[1]}"
+    arch = f"sm_{capability[0]}{capability[1]}{'a' if own_architecture else ''}"
     if device.type == "meta":
         assert triton_launch.note_job is not None
         triton_launch.note_job(f"{source.name} {name}", lambda: _keep(source, defines, arch))

@@ -13,7 +13,13 @@ import torch
 from inferoptim.kernels.triton.selfcheck.choices import choices
 from inferoptim.kernels.triton.selfcheck.contexts import attention_, decode_few
 from inferoptim.kernels.triton.selfcheck.inputs import Check, Inputs, relative_error
-from inferoptim.kernels.triton.selfcheck.products import few_rows, gemv_dense, gemv_fp8, gemv_int8
+from inferoptim.kernels.triton.selfcheck.products import (
+    few_rows,
+    gemv_dense,
+    gemv_fp8,
+    gemv_int8,
+    many_rows,
+)
 from inferoptim.kernels.triton.selfcheck.rows import rotation, rows
 
 CHECKS: dict[str, Check] = {
@@ -24,6 +30,7 @@ CHECKS: dict[str, Check] = {
     "gemv_int8": gemv_int8,
     "gemv_fp8": gemv_fp8,
     "few_rows": few_rows,
+    "many_rows": many_rows,
     "decode_few": decode_few,
     "sampling": choices,
 }

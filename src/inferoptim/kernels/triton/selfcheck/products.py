@@ -10,7 +10,7 @@ import torch
 
 from inferoptim.kernels import reference
 from inferoptim.kernels.cuda import compile as compiler
-from inferoptim.kernels.cuda import linear
+from inferoptim.kernels.cuda import linear, prompts
 from inferoptim.kernels.triton import gemv, sampling
 from inferoptim.kernels.triton.selfcheck.choices import greedy_rows
 from inferoptim.kernels.triton.selfcheck.inputs import EPS, Cache, Comparison, Inputs, dequantised
@@ -52,6 +52,28 @@ def few_rows(i: Inputs) -> Iterator[Comparison]:
         for heads, kv_heads, dim, inter in shapes:
             for m in (3, 20) if i.small else (1, 3, 8, 13, 24, 32):
                 yield from _layer(i, linear, label, quant, m, heads, kv_heads, dim, inter)
+
+
+def many_rows(i: Inputs) -> Iterator[Comparison]:
+    """The kernel of kernels/cuda/prompts.py; nothing where it does not run."""
+    if compiler.unsupported(i.device, torch.bfloat16) is not None:
+        return
+    shapes = (
+        ((257, 200, 136), (385, 72, 264))
+        if i.small
+        else ((1024, 2048, 5632), (3201, 2056, 5640), (1025, 576, 1536), (1100, 4096, 14336))
+    )
+    for m, hidden, inter in shapes:
+        x, weight, out = (
+            i.normal(m, hidden),
+            i.normal(2 * inter, hidden, scale=hidden**-0.5),
+            i.poison(m, inter),
+        )
+        if not i.small and not prompts.takes(x, weight):
+            return
+        prompts.gate_up(x, weight, out)
+        expected = reference.silu_mul(x.float() @ weight.float().T)
+        yield f"gate_up M={m} {hidden}/{inter}", out, expected, i.limit
 
 
 def _layer(

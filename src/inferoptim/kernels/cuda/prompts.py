@@ -1,0 +1,83 @@
+"""Gate, up and SwiGLU of a prompt's many rows in one kernel of compute capability 9.0; see `prompts.cu`."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from inferoptim.kernels.cuda import compile as compiler
+from inferoptim.kernels.cuda import tensor_map
+from inferoptim.kernels.triton import launch as triton_launch
+
+_SOURCE = Path(__file__).with_name("prompts.cu")
+_LEAST_ROWS = 1024  # under this many, cuBLAS and a kernel after it serve
+_ROWS, _COLUMNS, _DEPTH = 128, 128, 64  # of a tile, as in the source
+_BOX_BYTES = 128 * _DEPTH * 2
+_VARIANT = {"CLUSTER": 2, "STAGES": 4, "GROUP": 8, "LAG": 0}  # see the source
+
+
+class _Arguments(ctypes.Structure):
+    _fields_ = (
+        *((name, tensor_map.TensorMap) for name in ("x", "weight", "out")),
+        *((name, ctypes.c_int) for name in ("row_tiles", "column_tiles", "steps", "columns")),
+        ("_to_64", ctypes.c_int * 12),  # the kernel's structure is as long as its alignment wants
+    )
+
+
+def takes(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether this kernel can compute the product, and is faster than two.
+
+    Args:
+        x: [T, K]
+        weight: [2 * I, K], gate above up.
+    """
+    (rows, features), columns = x.shape, weight.shape[0] // 2
+    fits = x.dtype in (torch.bfloat16, torch.float16) and weight.dtype == x.dtype
+    whole = features % 8 == 0 and columns % 8 == 0 and x.is_contiguous() and weight.is_contiguous()
+    if not (fits and whole and rows >= _LEAST_ROWS):
+        return False
+    capability = triton_launch.capability(x.device)
+    return (
+        capability is not None
+        and capability[0] == 9
+        and compiler.unsupported(x.device, torch.bfloat16) is None
+    )
+
+
+@cache
+def _kernel(half: bool, variant: tuple[tuple[str, int], ...], device: torch.device) -> Any:
+    defines = dict(variant)
+    return compiler.load(
+        _SOURCE, "gate_up", {"FLOAT16": int(half), **defines}, device, shared_bytes=_shared_bytes(defines["STAGES"]),
+        own_architecture=True,
+    )  # fmt: skip
+
+
+def _shared_bytes(stages: int) -> int:
+    """x, gate and up of every stage, a tile of out, two barriers a stage."""
+    return stages * 3 * _BOX_BYTES + _ROWS * _COLUMNS * 2 + stages * 16
+
+
+def gate_up(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
+    """``silu_mul(x @ weight.T)`` into `out` [T, I], of what `takes` lets by; the sums are not rounded in between."""
+    (rows, features), columns = x.shape, weight.shape[0] // 2
+    cluster = _VARIANT["CLUSTER"]
+    function = _kernel(x.dtype == torch.float16, tuple(_VARIANT.items()), x.device)
+    if function is None:  # compiled ahead, on no device
+        return
+    arguments = _Arguments(
+        x=tensor_map.of(x, _ROWS), weight=tensor_map.of(weight, _COLUMNS), out=tensor_map.of(out, _ROWS // 2),
+        row_tiles=-(-rows // (_ROWS * cluster)), column_tiles=-(-columns // _COLUMNS), steps=-(-features // _DEPTH),
+        columns=columns,
+    )  # fmt: skip
+    clusters = min(
+        arguments.row_tiles * arguments.column_tiles, compiler.multiprocessors(x.device) // cluster
+    )
+    compiler.launch(
+        function, (clusters * cluster, 1, 1), 384, arguments, x.device, shared_bytes=_shared_bytes(_VARIANT["STAGES"]),
+        cluster=cluster,
+    )  # fmt: skip
