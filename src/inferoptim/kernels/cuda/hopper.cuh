@@ -71,8 +71,11 @@ __device__ __forceinline__ void fewer_registers() { asm volatile("setmaxnreg.dec
 template <int COUNT>
 __device__ __forceinline__ void more_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT)); }
 
-// A matrix in shared memory whose rows are 128 swizzled bytes, eight rows after the other: 1024 bytes apart.
-__device__ __forceinline__ u64 operand(Shared at) { return (u64)1 << 62 | (u64)(1024 >> 4) << 32 | (u64)1 << 16 | at >> 4; }
+// A matrix in shared memory whose rows are 128 swizzled bytes, each eight of them 1024 bytes. An address' high bits name the
+// block of the cluster, and do not belong here.
+__device__ __forceinline__ u64 operand(Shared at) {
+    return (u64)1 << 62 | (u64)(1024 >> 4) << 32 | (u64)1 << 16 | (at & 0x3ffff) >> 4;
+}
 
 __device__ __forceinline__ void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void products_end() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
