@@ -85,11 +85,6 @@ inline void warpgroup_barrier(u32 id, u32 threads) {
     barrier.expected = threads;
     barrier.arrive_and_wait();
 }
-inline void warpgroup_barrier_arrive(u32 id, u32 threads) {
-    Barrier& barrier = own_block().named[id];
-    barrier.expected = threads;
-    barrier.arrive();
-}
 template <int> inline void fewer_registers() {}
 template <int> inline void more_registers() {}
 

@@ -6,12 +6,13 @@
 // rows of the same columns: one has the gate weights copied to both, the other the up weights. Blocks stay and go from tile
 // to tile, so that the next one's copies run while this one's sums are put away.
 //
-// Defined by the compiling side: FLOAT16 (float16 instead of bfloat16), CLUSTER (blocks of a cluster, 1 or 2), STAGES, GROUP (row
-// tiles, or pairs of them, that are gone through before the next columns: what they read stays in the second-level cache),
-// LAG (steps by which the second warpgroup begins after the first, so that their ends do not meet).
+// Defined by the compiling side: FLOAT16 (float16 instead of bfloat16).
 
 #include "hopper.cuh"
 
+#define CLUSTER 2       // blocks
+#define STAGES 4        // all that fits beside a tile of out
+#define GROUP 16        // pairs of row tiles gone through before the next columns: what they read stays in the second-level cache
 #define ROWS 128        // of x, of a tile
 #define COLUMNS 128     // of out
 #define DEPTH 64        // features of a step: 128 bytes
@@ -22,14 +23,14 @@
 
 struct Arguments {  // `_Arguments` in prompts.py
     TensorMap x, weight, out;
-    int row_tiles;  // of ROWS rows, or of pairs in clusters of two
+    int row_pairs;  // of tiles: CLUSTER * ROWS rows
     int column_tiles, steps, columns;
 };
 
 struct Tile { int row, column; };
 __device__ __forceinline__ Tile tile_at(const Arguments& a, int i) {
-    int all = GROUP * a.column_tiles, first = i / all * GROUP, rows = min(GROUP, a.row_tiles - first), in = i % all;
-    return {((first + in % rows) * CLUSTER + (CLUSTER == 2 ? (int)cluster_rank() : 0)) * ROWS, in / rows * COLUMNS};
+    int all = GROUP * a.column_tiles, first = i / all * GROUP, pairs = min(GROUP, a.row_pairs - first), in = i % all;
+    return {((first + in % pairs) * CLUSTER + (int)cluster_rank()) * ROWS, in / pairs * COLUMNS};
 }
 
 struct Ring {
@@ -45,20 +46,15 @@ struct Ring {
 
 __device__ __forceinline__ void copy_in(const Arguments& a, Ring ring) {
     wait_for_previous();
-    for (int i = blockIdx.x / CLUSTER; i < a.row_tiles * a.column_tiles; i += gridDim.x / CLUSTER) {
+    u32 rank = cluster_rank();
+    for (int i = blockIdx.x / CLUSTER; i < a.row_pairs * a.column_tiles; i += gridDim.x / CLUSTER) {
         Tile tile = tile_at(a, i);
         for (int step = 0; step < a.steps; step++, ring.next()) {
             barrier_wait(ring.freed(ring.slot), ring.parity ^ 1);
             barrier_arrive_expecting(ring.filled(), STAGE_BYTES);
             Shared to = ring.stage();
             load_box(to, a.x, step * DEPTH, tile.row, ring.filled());
-            if (CLUSTER == 2) {
-                u32 rank = cluster_rank();
-                load_box_for(3, to + (1 + rank) * BOX_BYTES, a.weight, step * DEPTH, tile.column + rank * a.columns, ring.filled());
-            } else {
-                load_box(to + BOX_BYTES, a.weight, step * DEPTH, tile.column, ring.filled());
-                load_box(to + 2 * BOX_BYTES, a.weight, step * DEPTH, tile.column + a.columns, ring.filled());
-            }
+            load_box_for(3, to + (1 + rank) * BOX_BYTES, a.weight, step * DEPTH, tile.column + rank * a.columns, ring.filled());
         }
     }
 }
@@ -82,9 +78,7 @@ __device__ __forceinline__ void multiply(const Arguments& a, Ring ring, Shared s
     staging += warpgroup * 2 * STORE_BYTES;
     // Row by row of 128 bytes, chunk by chunk of 16, as the swizzle has it.
     Shared row = staging + (warp * 16 + lane % 16) * 128;
-    if (LAG && warpgroup == 1) warpgroup_barrier(3, 256);
-    bool leads = LAG && warpgroup == 0;
-    for (int i = blockIdx.x / CLUSTER; i < a.row_tiles * a.column_tiles; i += gridDim.x / CLUSTER) {
+    for (int i = blockIdx.x / CLUSTER; i < a.row_pairs * a.column_tiles; i += gridDim.x / CLUSTER) {
         Tile tile = tile_at(a, i);
         u32 before = 0;
         for (int step = 0; step < a.steps; step++, ring.next()) {
@@ -97,10 +91,6 @@ __device__ __forceinline__ void multiply(const Arguments& a, Ring ring, Shared s
             products_end();
             wait_for_products<1>();
             if (step > 0) release(ring.freed(before), lane);
-            if (leads && step == min(LAG, a.steps) - 1) {
-                warpgroup_barrier_arrive(3, 256);
-                leads = false;
-            }
             before = ring.slot;
         }
         wait_for_products<0>();

@@ -15,15 +15,15 @@ from inferoptim.kernels.triton import launch as triton_launch
 
 _SOURCE = Path(__file__).with_name("prompts.cu")
 _LEAST_ROWS = 1024  # under this many, cuBLAS and a kernel after it serve
-_ROWS, _COLUMNS, _DEPTH = 128, 128, 64  # of a tile, as in the source
-_BOX_BYTES = 128 * _DEPTH * 2
-_VARIANT = {"CLUSTER": 2, "STAGES": 4, "GROUP": 8, "LAG": 0}  # see the source
+_ROWS, _COLUMNS, _DEPTH, _CLUSTER, _STAGES = 128, 128, 64, 2, 4  # as in the source
+# x, gate and up of every stage, a tile of out, two barriers a stage.
+_SHARED_BYTES = _STAGES * 3 * 128 * _DEPTH * 2 + _ROWS * _COLUMNS * 2 + _STAGES * 16
 
 
 class _Arguments(ctypes.Structure):
     _fields_ = (
         *((name, tensor_map.TensorMap) for name in ("x", "weight", "out")),
-        *((name, ctypes.c_int) for name in ("row_tiles", "column_tiles", "steps", "columns")),
+        *((name, ctypes.c_int) for name in ("row_pairs", "column_tiles", "steps", "columns")),
         ("_to_64", ctypes.c_int * 12),  # the kernel's structure is as long as its alignment wants
     )
 
@@ -49,35 +49,32 @@ def takes(x: torch.Tensor, weight: torch.Tensor) -> bool:
 
 
 @cache
-def _kernel(half: bool, variant: tuple[tuple[str, int], ...], device: torch.device) -> Any:
-    defines = dict(variant)
+def _kernel(half: bool, device: torch.device) -> Any:
     return compiler.load(
-        _SOURCE, "gate_up", {"FLOAT16": int(half), **defines}, device, shared_bytes=_shared_bytes(defines["STAGES"]),
-        own_architecture=True,
-    )  # fmt: skip
-
-
-def _shared_bytes(stages: int) -> int:
-    """x, gate and up of every stage, a tile of out, two barriers a stage."""
-    return stages * 3 * _BOX_BYTES + _ROWS * _COLUMNS * 2 + stages * 16
+        _SOURCE, "gate_up", {"FLOAT16": int(half)}, device, shared_bytes=_SHARED_BYTES, own_architecture=True
+    )
 
 
 def gate_up(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
     """``silu_mul(x @ weight.T)`` into `out` [T, I], of what `takes` lets by; the sums are not rounded in between."""
     (rows, features), columns = x.shape, weight.shape[0] // 2
-    cluster = _VARIANT["CLUSTER"]
-    function = _kernel(x.dtype == torch.float16, tuple(_VARIANT.items()), x.device)
+    function = _kernel(x.dtype == torch.float16, x.device)
     if function is None:  # compiled ahead, on no device
         return
     arguments = _Arguments(
         x=tensor_map.of(x, _ROWS), weight=tensor_map.of(weight, _COLUMNS), out=tensor_map.of(out, _ROWS // 2),
-        row_tiles=-(-rows // (_ROWS * cluster)), column_tiles=-(-columns // _COLUMNS), steps=-(-features // _DEPTH),
+        row_pairs=-(-rows // (_ROWS * _CLUSTER)), column_tiles=-(-columns // _COLUMNS), steps=-(-features // _DEPTH),
         columns=columns,
     )  # fmt: skip
     clusters = min(
-        arguments.row_tiles * arguments.column_tiles, compiler.multiprocessors(x.device) // cluster
+        arguments.row_pairs * arguments.column_tiles, compiler.multiprocessors(x.device) // _CLUSTER
     )
     compiler.launch(
-        function, (clusters * cluster, 1, 1), 384, arguments, x.device, shared_bytes=_shared_bytes(_VARIANT["STAGES"]),
-        cluster=cluster,
-    )  # fmt: skip
+        function,
+        (clusters * _CLUSTER, 1, 1),
+        384,
+        arguments,
+        x.device,
+        shared_bytes=_SHARED_BYTES,
+        cluster=_CLUSTER,
+    )
