@@ -21,7 +21,7 @@ from benchmarks.gpu.worker import LIMIT
 
 LIMIT_S = 240.0
 _SANITIZER_PORT = 54931  # its usual one
-TUNE_S = 150.0  # the budget of the tuner's search
+TUNE_S = 100.0  # the budget of the tuner's search
 Keep = Callable[[str, dict[str, Any]], None]  # (part, result): stores it at once
 
 

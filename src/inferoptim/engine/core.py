@@ -209,6 +209,7 @@ class EngineCore:
         self._latest = None
         if self._speculator is not None and not self._launched:  # else the last token is not known yet
             self._propose(self._speculator)
+        alone, began = not self._launched, time.perf_counter()
         try:
             ran = self._run()
         except torch.OutOfMemoryError as error:
@@ -221,10 +222,14 @@ class EngineCore:
         for admission in plan.admitted:
             self._rows[admission.slot] = admission.request_id
         self._scheduler.update(plan, result, time.perf_counter())
+        outputs = self._outputs(result)
         if self._speculator is not None:
             accepted = {r.slot: len(r.token_ids) - 1 for r in result.sequences if r.token_ids}
-            self._speculator.observe(plan, result.step_s, accepted)
-        return self._outputs(result)
+            # what the host does around a step costs as much as the step's own time where nothing is launched meanwhile
+            alone = alone and not self._launched
+            step_s = time.perf_counter() - began if alone else result.step_s
+            self._speculator.observe(plan, step_s, accepted)
+        return outputs
 
     def _run(self) -> tuple[StepPlan, StepResult] | None:
         """The next plan and its outcome; None when there is nothing to do."""
