@@ -68,17 +68,16 @@ class BlockAllocator:
         The caller has checked `num_free`.
         """
         assert count <= self.num_free, f"{count} blocks asked, {self.num_free} free"
-        taken = []
-        for _ in range(count):
-            if self._free:
-                block, _nothing = self._free.popitem()
-            else:
-                block, _nothing = self._cached.popitem(last=False)
-                self._keep[block] = 0
-                if self.on_evict is not None:
-                    self.on_evict(block)
-            self._refs[block] = 1
+        free = self._free
+        taken = [free.popitem()[0] for _ in range(min(count, len(free)))]
+        while len(taken) < count:
+            block, _nothing = self._cached.popitem(last=False)
+            self._keep[block] = 0
+            if self.on_evict is not None:
+                self.on_evict(block)
             taken.append(block)
+        for block in taken:
+            self._refs[block] = 1
         return taken
 
     def allocate_run(self, first: int, count: int) -> list[int]:

