@@ -9,7 +9,7 @@ import torch
 
 from inferoptim.build.quantise import LayerWork
 from inferoptim.build.recipe import Recipe
-from inferoptim.build.sensitivity import Sensitivity, measure, most_sensitive, trade_off
+from inferoptim.build.sensitivity import Sensitivity, estimated, measure, most_sensitive
 from inferoptim.build.source import PRODUCTS, Layer, SourceModel
 from inferoptim.kernels import stock
 from tests.tiny import save_tiny_llama
@@ -68,7 +68,7 @@ def test_the_dearest_for_their_size_are_kept_within_the_share() -> None:
     assert most_sensitive(found, 0.0) == set()
     assert most_sensitive(found, 0.25) == {(0, "qkv"), (1, "qkv")}  # down of layer 0 does not fit
     assert most_sensitive(found, 1.0) == {(s.layer, s.product) for s in found}
-    assert [t.kl_nats_left for t in trade_off(found)] == pytest.approx(
+    assert [t.kl_nats_left for t in estimated(found)] == pytest.approx(
         [1.01, 1.01, 1.01, 0.61, 0.51, 0.51, 0.5]
     )
-    assert trade_off([]) == ()
+    assert estimated([]) == ()

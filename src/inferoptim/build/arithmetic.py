@@ -44,6 +44,18 @@ def predicted_tensor_bytes(
     return total
 
 
+def read_bytes(spec: ModelSpec, dtype: torch.dtype, tensors_bytes: int, *, head_rounded: bool) -> int:
+    """Bytes of weights that a decode step reads: all but the embedding, and the head as the engine holds it.
+
+    Args:
+        tensors_bytes: of the checkpoint, whose head is dense.
+        head_rounded: to int8, a float32 scale a row.
+    """
+    rows, dense = spec.vocab_size, spec.vocab_size * spec.hidden_size * dtype.itemsize
+    read = tensors_bytes if spec.tied_embeddings else tensors_bytes - dense
+    return read - dense + rows * (spec.hidden_size + 4) if head_rounded else read
+
+
 def _linear_bytes(n: int, k: int, recipe: Recipe, dtype: torch.dtype) -> int:
     if recipe.quantization in ("int8", "fp8"):
         scales = 1 if recipe.granularity == "tensor" else n

@@ -70,11 +70,20 @@ class LayerError(Part):
 
 
 class TradeOff(Part):
-    """What would be left of the products' estimated KL, were the most sensitive ones left in the model's type."""
+    """What leaving the most sensitive products in the model's type gives: estimated, and with a goal measured."""
 
     share: float = Field(description="Of the linear weights.")
     products: int
-    kl_nats_left: float
+    kl_nats_left: float = Field(description="Sum of the other products' estimates.")
+    head_rounded: bool = Field(False, description="By this engine, when it loads the artefact.")
+    tensors_bytes: int | None = Field(None, description="On disk, by arithmetic.")
+    read_bytes: int | None = Field(None, description="Weights read for a token, by arithmetic.")
+    kl_nats: Interval | None = Field(
+        None, description="Measured on tokens that calibration did not use; so are the next two."
+    )
+    top1_agreement: Interval | None = None
+    perplexity_ratio: Interval | None = None
+    chosen: bool = False
 
 
 class Quality(Part):
@@ -143,13 +152,16 @@ class Artefact(Part):
     )
     engine: dict[str, Any] = Field(default_factory=dict, description="EngineConfig fields to serve it with.")
     layers: tuple[LayerError, ...] = ()
-    trade_off: tuple[TradeOff, ...] = Field((), description="Measured with keep_share only.")
+    trade_off: tuple[TradeOff, ...] = Field((), description="With a goal or keep_share only.")
     memory: Memory
     quality: Quality | None = None
     tuning: Tuning | None = None
     benchmark: Benchmark | None = Field(
         None,
         description="By the build, or by the latest `inferoptim bench` of this folder; None = not measured.",
+    )
+    built_in_s: dict[str, float] = Field(
+        default_factory=dict, description="Seconds of each part of the build; empty with --reproducible."
     )
     warnings: tuple[str, ...] = ()
     files: dict[str, str] = Field(description="SHA-256 of every other file of the folder.")

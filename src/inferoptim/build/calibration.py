@@ -21,6 +21,7 @@ class CalibrationSet:
 
     Attributes:
         tokens: int64 [B, L].
+        held_out: int64 [B', L], others of the same texts; None where none were asked for or to be had.
         source: where the texts came from, in words.
         fingerprint: sha256 over the token ids: equal exactly when the tokens are.
         warnings: what to know before trusting scales from it.
@@ -30,6 +31,7 @@ class CalibrationSet:
     source: str
     fingerprint: str
     warnings: tuple[str, ...] = ()
+    held_out: torch.Tensor | None = field(default=None, repr=False)
 
     @property
     def num_tokens(self) -> int:
@@ -43,11 +45,15 @@ def calibration_set(
     source: str,
     max_tokens: int = 2048,
     length: int = 256,
+    hold_out: int = 0,
 ) -> CalibrationSet:
     """Tokenise texts (what is tokenised stays as it is), join them, and cut sequences of `length`.
 
     Every text's tokens are used once, in order, until `max_tokens`. Positions inside a sequence start at 0, as a request's
     do.
+
+    Args:
+        hold_out: sequences, spread over the texts, to leave out; at most a quarter of all.
 
     Raises:
         DataError: the texts give less than one sequence.
@@ -55,21 +61,25 @@ def calibration_set(
     ids: list[int] = []
     for text in texts:
         ids += tokenizer.encode(text) if isinstance(text, str) else text
-        if len(ids) >= max_tokens:
+        if len(ids) >= max_tokens + hold_out * length:
             break
     length = min(length, len(ids))
     if length < _SHORTEST:
         raise DataError(
             f"calibration set ({source}): {len(ids)} tokens in {len(texts)} texts; give at least {_SHORTEST}, better {FEWEST_TOKENS}"
         )
-    count = max(min(len(ids), max_tokens) // length, 1)
+    count = max(min(len(ids), max_tokens + hold_out * length) // length, 1)
     tokens = torch.tensor(ids[: count * length], dtype=torch.int64).view(count, length)
+    out = min(hold_out, count // 4)
+    left_out = [(2 * i + 1) * count // (2 * out) for i in range(out)]
+    held_out = tokens[left_out] if out else None
+    tokens = tokens[[i for i in range(count) if i not in left_out][: max(max_tokens // length, 1)]]
     warnings = []
     if tokens.numel() < FEWEST_TOKENS:
         warnings.append(
             f"calibration set ({source}) has {tokens.numel()} tokens; scales from fewer than {FEWEST_TOKENS} rest on chance"
         )
-    return CalibrationSet(tokens, source, _fingerprint(ids[: tokens.numel()]), tuple(warnings))
+    return CalibrationSet(tokens, source, _fingerprint(tokens.flatten().tolist()), tuple(warnings), held_out)
 
 
 def language_warning(calibration: Iterable[str], proof: dict[str, Sequence[str]]) -> str | None:

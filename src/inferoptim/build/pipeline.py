@@ -17,16 +17,18 @@ import torch
 from inferoptim import __version__
 from inferoptim.build import artefact as parts
 from inferoptim.build.arithmetic import predicted_tensor_bytes, source_tensor_bytes
-from inferoptim.build.calibration import CalibrationSet, calibration_set, language_warning
+from inferoptim.build.calibration import calibration_set, language_warning
+from inferoptim.build.frontier import HELD_OUT
 from inferoptim.build.prove import Runnable, prove
-from inferoptim.build.quantise import ProductReport, QuantisedLayer, quantise_layer
+from inferoptim.build.quantise import ProductReport, QuantisedLayer
 from inferoptim.build.quantization_config import compressed_tensors_config, modelopt_config
 from inferoptim.build.recipe import Recipe
-from inferoptim.build.sensitivity import Sensitivity, measure, most_sensitive, trade_off
+from inferoptim.build.sensitivity import Sensitivity
 from inferoptim.build.source import PRODUCTS, SourceModel
 from inferoptim.build.speed import measure_speed
+from inferoptim.build.stopwatch import Stopwatch
+from inferoptim.build.stream import quantise_model
 from inferoptim.build.tune import TuneRequest, tune
-from inferoptim.build.writer import ShardWriter
 from inferoptim.config import EngineConfig
 from inferoptim.engine.loading import choose_device
 from inferoptim.errors import ConfigError, UnsupportedError
@@ -86,7 +88,7 @@ def build_artefact(request: BuildRequest, progress: Progress | None = None) -> p
         ConfigError: the folder exists, or a contradiction. UnsupportedError: the model is quantised already.
         DataError: damaged weights or too little text. CapacityError: no room.
     """
-    out, recipe = request.out, request.recipe
+    out, recipe, watch = request.out, request.recipe, Stopwatch()
     if out.exists() and not request.force:
         raise ConfigError(f"{out} exists; choose another folder with --out, or replace it with --force")
     if request.force and out.exists() and not (out / ARTEFACT_NAME).is_file():
@@ -101,31 +103,35 @@ def build_artefact(request: BuildRequest, progress: Progress | None = None) -> p
         tokenizer,
         source=request.calibration_source,
         max_tokens=request.calibration_tokens,
+        hold_out=HELD_OUT if recipe.has_goal else 0,
     )
     warnings = list(calibration.warnings)
     texts = [text if isinstance(text, str) else tokenizer.decode(text) for text in request.calibration]
     if line := language_warning(texts, dict(request.proof)):
         warnings.append(line)
     with _staging(out) as folder:
-        require_room(out.parent, source_tensor_bytes(source.spec, dtype))
-        sensitivity: list[Sensitivity] = []
-        if recipe.keep_share is not None:
-            sensitivity = measure(source, recipe, dtype, calibration.tokens, progress)
-        keep = most_sensitive(sensitivity, recipe.keep_share or 0.0)
-        layers, written_bytes = _quantise(source, recipe, calibration, dtype, folder, keep, progress)
-        reports = [report for layer in layers for report in layer.reports]
-        _write_settings(request, source, reports, folder)
-        engine = _engine_settings(request, folder)
-        quality, resident = _prove(request, folder, engine, dtype, warnings, progress)
+        copies = (
+            2 if recipe.has_goal else 1
+        )  # with a goal, what may be left lies beside its quantised self for a while
+        require_room(out.parent, copies * source_tensor_bytes(source.spec, dtype))
+        made = quantise_model(source, recipe, calibration, dtype, folder, watch, progress)
+        recipe, reports = made.recipe, made.reports
+        warnings += made.warnings
+        _write_settings(request, recipe, source, reports, folder)
+        engine = _engine_settings(recipe, request.limits)
+        with watch.part("proof"):
+            quality, resident = _prove(request, folder, engine, dtype, warnings, progress)
         tuning = None
         if request.tune_budget_s > 0 and not request.reproducible:
-            tuning = tune(TuneRequest(folder, engine, request.limits, request.tune_budget_s), progress)
+            with watch.part("tuning"):
+                tuning = tune(TuneRequest(folder, engine, request.limits, request.tune_budget_s), progress)
             engine |= tuning.settings
         benchmark = None
         if request.speed_runs > 0 and not request.reproducible:
             if progress:
                 progress("speed", 0, 1)
-            benchmark = measure_speed(folder, engine, request.limits, request.speed_runs)
+            with watch.part("speed"):
+                benchmark = measure_speed(folder, engine, request.limits, request.speed_runs)
         names = [*model_file_names(folder), *(n for n in _COPIED if (folder / n).is_file())]
         digests = {r.name: r.sha256 for r in record_files(folder, sorted(set(names)))}
         result = parts.Artefact(
@@ -148,10 +154,10 @@ def build_artefact(request: BuildRequest, progress: Progress | None = None) -> p
             ),
             limits=dict(request.limits),
             engine=engine,
-            layers=tuple(_layer_error(i, layer, sensitivity) for i, layer in enumerate(layers)),
-            trade_off=trade_off(sensitivity),
+            layers=tuple(_layer_error(layer, made.sensitivity) for layer in made.layers),
+            trade_off=made.trade_off,
             memory=parts.Memory(
-                tensors_bytes=written_bytes,
+                tensors_bytes=made.tensors_bytes,
                 predicted_tensors_bytes=predicted_tensor_bytes(source.spec, recipe, dtype, reports),
                 source_tensors_bytes=source_tensor_bytes(source.spec, dtype),
                 resident_bytes=resident,
@@ -159,6 +165,7 @@ def build_artefact(request: BuildRequest, progress: Progress | None = None) -> p
             quality=quality,
             tuning=tuning,
             benchmark=benchmark,
+            built_in_s={} if request.reproducible else watch.seconds(),
             warnings=tuple(warnings),
             files=digests,
         )
@@ -167,65 +174,31 @@ def build_artefact(request: BuildRequest, progress: Progress | None = None) -> p
     return result
 
 
-def _quantise(
-    source: SourceModel,
-    recipe: Recipe,
-    calibration: CalibrationSet,
-    dtype: torch.dtype,
-    folder: Path,
-    keep: frozenset[tuple[int, str]],
-    progress: Progress | None,
-) -> tuple[list[QuantisedLayer], int]:
-    """Layer after layer, each written before the next is read; what is returned has lost its tensors."""
-    writer = ShardWriter(folder)
-    writer.add("model.embed_tokens.weight", source.tensor("model.embed_tokens.weight").to(dtype))
-    exact = source.embed(calibration.tokens)
-    quantised, layers = exact, []
-    for index in range(source.spec.num_layers):
-        if progress:
-            progress("quantising layers", index, source.spec.num_layers)
-        layer, exact, quantised = quantise_layer(
-            source, source.layer(index), recipe, dtype, exact, quantised, keep
-        )
-        for name, tensor in sorted(layer.tensors.items()):
-            writer.add(f"model.layers.{index}.{name}", tensor)
-        layer.tensors = {}
-        layers.append(layer)
-    writer.add("model.norm.weight", source.tensor("model.norm.weight").to(dtype))
-    if not source.spec.tied_embeddings:
-        writer.add("lm_head.weight", source.head().to(dtype))
-    writer.close()
-    return layers, writer.total_bytes
-
-
 def _write_settings(
-    request: BuildRequest, source: SourceModel, reports: list[ProductReport], folder: Path
+    request: BuildRequest, recipe: Recipe, source: SourceModel, reports: list[ProductReport], folder: Path
 ) -> None:
     for name in _COPIED:
         if (source.folder / name).is_file():
             shutil.copyfile(source.folder / name, folder / name)
     config: dict[str, Any] = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
-    stated = compressed_tensors_config(request.recipe, source.spec, reports, _LAYOUT_VERSION)
+    stated = compressed_tensors_config(recipe, source.spec, reports, _LAYOUT_VERSION)
     if request.export == "modelopt":
         ignore = ["lm_head"]
         ignore += [f"model.layers.{r.layer}.{m}" for r in reports if r.kept for m in PRODUCTS[r.product]]
-        modelopt = modelopt_config(request.recipe, ignore)
+        modelopt = modelopt_config(recipe, ignore)
         (folder / "hf_quant_config.json").write_text(json.dumps(modelopt, indent=2) + "\n", encoding="utf-8")
     elif stated is not None:
         config["quantization_config"] = stated
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _engine_settings(request: BuildRequest, folder: Path) -> dict[str, Any]:
+def _engine_settings(recipe: Recipe, limits: Mapping[str, int]) -> dict[str, Any]:
     """EngineConfig fields that serve the artefact within its limits."""
     settings: dict[str, Any] = {}
-    if request.recipe.quantization in ("int8", "int8-weight-only") and request.recipe.quantise_head:
-        settings["quantization"] = (
-            request.recipe.quantization
-        )  # the output head, which the checkpoint keeps dense
-    if request.recipe.kv_cache_dtype != "auto":
-        settings["kv_quantization"] = request.recipe.kv_cache_dtype
-    limits = request.limits
+    if recipe.rounds_head:
+        settings["quantization"] = recipe.quantization  # the output head, which the checkpoint keeps dense
+    if recipe.kv_cache_dtype != "auto":
+        settings["kv_quantization"] = recipe.kv_cache_dtype
     if "max_batch_size" in limits:
         settings["max_num_seqs"] = limits["max_batch_size"]
     if "max_input_len" in limits and "max_output_len" in limits:
@@ -282,13 +255,13 @@ def _free_memory_bytes() -> int:
     return free if limit is None else min(free, limit)
 
 
-def _layer_error(index: int, layer: QuantisedLayer, sensitivity: list[Sensitivity]) -> parts.LayerError:
+def _layer_error(layer: QuantisedLayer, sensitivity: list[Sensitivity]) -> parts.LayerError:
     return parts.LayerError(
-        layer=index,
+        layer=layer.index,
         drift=_rounded(layer.drift),
         products={r.product: _rounded(r.error) for r in layer.reports},
         kept=tuple(r.product for r in layer.reports if r.kept),
-        sensitivity={s.product: s.part() for s in sensitivity if s.layer == index},
+        sensitivity={s.product: s.part() for s in sensitivity if s.layer == layer.index},
         alphas={r.product: r.alpha for r in layer.reports if r.alpha is not None},
     )
 

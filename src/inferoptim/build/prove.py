@@ -28,6 +28,8 @@ from inferoptim.records.statistics import paired_interval
 
 Array = NDArray[np.float64]
 Progress = Callable[[str, int, int], None]
+_BLOCK = 16  # tokens of the scorer's cache blocks
+_STEP_TOKENS = 512  # of several texts in one step; their logits are in memory together
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,29 +59,51 @@ def divergences(
     Returns:
         (a divergence for each text, the other model's decoder).
     """
-    longest = max(len(ids) for ids in texts)
+    steps = _steps([len(ids) for ids in texts])
+    room = max(sum(_blocks(len(texts[i])) for i in step) for step in steps) * _BLOCK
     with (
         tempfile.TemporaryFile() as spill
     ):  # the first model's logits: they outlive it, and may not fit in memory
         decoder = _load(reference, device, dtype, emulate_fp8)
-        scorer = Scorer(decoder, longest, reference.kv_quantization)
+        scorer = Scorer(decoder, room, reference.kv_quantization, _BLOCK)
         vocab = decoder.spec.vocab_size
-        for i, ids in enumerate(texts):
+        for step in steps:
             if progress:
-                progress("quality: reference", i, len(texts))
-            scorer.logits(ids).cpu().numpy().tofile(spill)
+                progress("quality: reference", step[0], len(texts))
+            scorer.logits(*(texts[i] for i in step)).cpu().numpy().tofile(spill)
         del scorer, decoder
         spill.flush()
         spill.seek(0)
         runner = _load(other, device, dtype, emulate_fp8)
-        scorer = Scorer(runner, longest, other.kv_quantization)
+        scorer = Scorer(runner, room, other.kv_quantization, _BLOCK)
         results = []
-        for i, ids in enumerate(texts):
+        for step in steps:
             if progress:
-                progress("quality: compared", i, len(texts))
-            exact = np.fromfile(spill, np.float32, len(ids) * vocab).reshape(len(ids), vocab)
-            results.append(divergence(torch.from_numpy(exact), scorer.logits(ids), ids))
+                progress("quality: compared", step[0], len(texts))
+            logits_TV = scorer.logits(*(texts[i] for i in step))
+            parts = torch.split(logits_TV, [len(texts[i]) for i in step])
+            for ids, other_TV in zip((texts[i] for i in step), parts, strict=True):
+                exact = np.fromfile(spill, np.float32, len(ids) * vocab).reshape(len(ids), vocab)
+                results.append(divergence(torch.from_numpy(exact), other_TV, ids))
     return results, runner
+
+
+def _blocks(tokens: int) -> int:
+    return -(-tokens // _BLOCK)
+
+
+def _steps(lengths: Sequence[int]) -> list[range]:
+    """Texts next to each other that share a step: as many as a small step holds, so that weights are read less often."""
+    steps: list[range] = []
+    tokens = 0
+    for i, length in enumerate(lengths):
+        if steps and tokens + length <= _STEP_TOKENS:
+            steps[-1] = range(steps[-1].start, i + 1)
+            tokens += length
+        else:
+            steps.append(range(i, i + 1))
+            tokens = length
+    return steps
 
 
 def prove(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from inferoptim.build.products import product, served_int8_inputs
 from inferoptim.build.recipe import Recipe
 from inferoptim.build.source import PRODUCTS, Layer, SourceModel
 from inferoptim.kernels import stock
@@ -47,6 +48,7 @@ class QuantisedLayer:
         drift: ‖x_quantised − x_exact‖ / ‖x_exact‖ of the residual stream after this layer, all layers so far quantised.
     """
 
+    index: int
     tensors: Tensors = field(repr=False)
     reports: list[ProductReport]
     drift: float
@@ -67,7 +69,9 @@ def quantise_layer(
     x_exact_BLH: torch.Tensor,
     x_BLH: torch.Tensor,
     keep: frozenset[tuple[int, str]] = frozenset(),
-) -> tuple[QuantisedLayer, torch.Tensor, torch.Tensor]:
+    *,
+    undecided: bool = False,
+) -> tuple[QuantisedLayer, LayerWork, torch.Tensor, torch.Tensor]:
     """Quantise one layer, product after product, on the inputs that the quantised products before it give.
 
     Args:
@@ -76,23 +80,25 @@ def quantise_layer(
         x_exact_BLH: input of the layer in the original model.
         x_BLH: input in the model quantised so far.
         keep: (layer, product) of those to leave in the model's type.
+        undecided: `keep` is a guess: what follows a product of it gets exact inputs, but it is quantised and returned as such.
 
     Returns:
-        (the layer, the next layer's exact input, its input in the quantised model).
+        (the layer, how it was quantised, the next layer's exact input, its input in the quantised model).
     """
     next_exact, inputs = source.run_recorded(layer, x_exact_BLH)
-    work = LayerWork(layer, recipe, dtype, inputs, keep)
+    work = LayerWork(layer, recipe, dtype, inputs, keep, undecided=undecided)
     next_x = source.run(layer, x_BLH, work.product, work.observe_kv)
     tensors = work.tensors
     tensors |= {n: t.to(dtype) for n, t in layer.tensors.items() if n.endswith(".bias") or "norm" in n}
     drift = float((next_x - next_exact).norm() / next_exact.norm().clamp_min(1e-12))
-    return QuantisedLayer(tensors, work.reports, drift), next_exact, next_x
+    return QuantisedLayer(layer.index, tensors, work.reports, drift), work, next_exact, next_x
 
 
 class LayerWork:
     """A layer being quantised while its quantised self runs: `product` is called in the order of the forward pass.
 
     Attributes:
+        layer: as smoothing left it.
         tensors: as the checkpoint will hold them.
         reports: one a product.
         simulated: product → (what is left of its weight, the rounding of its inputs).
@@ -103,11 +109,14 @@ class LayerWork:
         layer: Layer,
         recipe: Recipe,
         dtype: torch.dtype,
-        exact: Tensors,
+        exact: Tensors | None,
         keep: frozenset[tuple[int, str]] = frozenset(),
+        *,
+        undecided: bool = False,
     ) -> None:
-        """Args: exact: inputs of each product in the original model; consumed."""
-        self._layer, self._recipe, self._dtype, self._exact, self._keep = layer, recipe, dtype, exact, keep
+        """Args: exact: inputs of each product in the original model; consumed. None without error compensation."""
+        self.layer, self._recipe, self._dtype, self._exact, self._keep = layer, recipe, dtype, exact, keep
+        self._undecided = undecided
         self._down: tuple[torch.Tensor, float] | None = None
         self.simulated: dict[str, tuple[torch.Tensor, Rounding]] = {}
         self.tensors: Tensors = {}
@@ -123,20 +132,24 @@ class LayerWork:
 
     def product(self, name: str, x_BLK: torch.Tensor) -> torch.Tensor:
         """Quantise the product on these inputs; returns what it then gives."""
-        layer, recipe, dtype = self._layer, self._recipe, self._dtype
-        x, exact = x_BLK.flatten(0, -2), self._exact.pop(name)
+        layer, recipe, dtype = self.layer, self._recipe, self._dtype
+        x = x_BLK.flatten(0, -2)
+        exact = x if self._exact is None else self._exact.pop(name)
         x, exact, alpha = self._smoothed(name, x, exact)
         aim, rounded, stored, round_inputs = _quantise_product(layer, name, x, exact, recipe, dtype)
         reference = x[::_EVERY] @ aim.T
-        got = round_inputs(x) @ rounded.T
+        got = product(round_inputs(x), rounded)
         error = float((got[::_EVERY] - reference).norm() / reference.norm().clamp_min(1e-12))
         kept = (layer.index, name) in self._keep
         kept |= recipe.keep_above is not None and error > recipe.keep_above
+        as_served = served_int8_inputs if recipe.quantization == "int8" else round_inputs
+        self.simulated[name] = (rounded, as_served)
         if kept or recipe.quantization == "none":
-            stored = {f"{m}.weight": layer.tensors[f"{m}.weight"].to(dtype) for m in PRODUCTS[name]}
-            rounded, round_inputs = layer.weight(name).to(dtype).float(), _as_is
-            got = x @ rounded.T
-        self.simulated[name] = (rounded, round_inputs)
+            dense = layer.weight(name).to(dtype).float()
+            got = product(x, dense)
+            if not self._undecided:
+                stored = {f"{m}.weight": layer.tensors[f"{m}.weight"].to(dtype) for m in PRODUCTS[name]}
+                self.simulated[name] = (dense, _as_is)
         self.tensors |= stored
         self.reports.append(ProductReport(layer.index, name, error, kept, alpha))
         return got.view(*x_BLK.shape[:-1], -1)
@@ -156,7 +169,7 @@ class LayerWork:
         s, alpha = self._smooth_after_norm(name, x)
         x, exact = x / s, exact / s
         if name == "gate_up":  # down's factors change the rows of up: they are found before up is rounded
-            self._down = self._smooth_down(stock.silu_mul(x @ self._layer.weight("gate_up").T))
+            self._down = self._smooth_down(stock.silu_mul(x @ self.layer.weight("gate_up").T))
         return x, exact, alpha
 
     def _smooth_after_norm(self, product: str, x_TK: torch.Tensor) -> tuple[torch.Tensor, float]:
@@ -164,7 +177,7 @@ class LayerWork:
 
         The norm is rounded to the model's type first and the weight takes what it really divides by: folding is exact.
         """
-        layer = self._layer
+        layer = self.layer
         weight, norm = layer.weight(product), layer.tensors[_NORM_BEFORE[product]]
         s, alpha = smooth.best_factors(x_TK, weight, INT8, smooth.int8_inputs)
         divided = (norm / s).to(self._dtype).float()
@@ -175,10 +188,10 @@ class LayerWork:
 
     def _smooth_down(self, x_TK: torch.Tensor) -> tuple[torch.Tensor, float]:
         """Fold factors into the rows of up and the columns of down."""
-        weight = self._layer.weight("down")
+        weight = self.layer.weight("down")
         s, alpha = smooth.best_factors(x_TK, weight, INT8, smooth.int8_inputs)
-        self._layer.tensors["mlp.up_proj.weight"] = self._layer.tensors["mlp.up_proj.weight"] / s[:, None]
-        self._layer.set_weight("down", weight * s)
+        self.layer.tensors["mlp.up_proj.weight"] = self.layer.tensors["mlp.up_proj.weight"] / s[:, None]
+        self.layer.set_weight("down", weight * s)
         return s, alpha
 
 

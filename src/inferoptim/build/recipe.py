@@ -10,6 +10,13 @@ from inferoptim.quant.observers import ObserverName
 
 Quantization = Literal["none", "fp8", "int8", "int8-weight-only", "int4-weight-only"]
 KVCacheDtype = Literal["auto", "fp8", "int8"]
+# What `inferoptim build` aims at unless told otherwise: (KL in nats a token, top-1 agreement). A KL of ln(1 + p) raises the
+# perplexity of text that the source itself writes by p. INT4 is asked for its size: nothing is kept.
+DEFAULT_GOALS: dict[str, tuple[float | None, float | None]] = {
+    "fp8": (0.007, None),
+    "int8": (0.01, 0.97),
+    "int8-weight-only": (0.002, None),
+}
 
 
 class Recipe(BaseModel):
@@ -51,6 +58,19 @@ class Recipe(BaseModel):
         "0: measure only; None: do not measure sensitivity.",
     )
 
+    max_kl: float | None = Field(
+        None,
+        gt=0,
+        description="Goal, nats a token: the build leaves as little in the model's type as a measurement on held-out tokens "
+        "allows; keep_share and quantise_head then say what it chose.",
+    )
+    min_top1: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Likewise: the least share of tokens whose likeliest one stays the same.",
+    )
+
     @model_validator(mode="after")
     def _no_contradiction(self) -> Recipe:
         if self.quantization != "fp8" and (self.granularity, self.activations) != ("channel", "dynamic"):
@@ -59,7 +79,21 @@ class Recipe(BaseModel):
             raise ValueError("symmetric=false needs quantization=int4-weight-only, and observer max or mse")
         if self.quantization == "none" and (self.keep_above, self.keep_share) != (None, None):
             raise ValueError("keep_above and keep_share have nothing to keep with quantization=none")
+        if self.quantization == "none" and self.has_goal:
+            raise ValueError("max_kl and min_top1 have nothing to choose with quantization=none")
+        if self.keep_above is not None and self.has_goal:
+            raise ValueError("keep_above and the goals max_kl and min_top1 exclude each other: give one")
         return self
+
+    @property
+    def has_goal(self) -> bool:
+        """Whether the build chooses what to leave in the model's type."""
+        return (self.max_kl, self.min_top1) != (None, None)
+
+    @property
+    def rounds_head(self) -> bool:
+        """Whether this engine rounds the output head when it loads the artefact."""
+        return self.quantise_head and self.quantization in ("int8", "int8-weight-only")
 
     @property
     def quantises_inputs(self) -> bool:

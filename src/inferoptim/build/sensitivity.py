@@ -23,7 +23,7 @@ from inferoptim.kernels import stock
 
 _SEQUENCES = 4  # of the calibration set: enough to rank products
 _ROWS = 64  # distributions held at a time
-SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
+_SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 Progress = Callable[[str, int, int], None]
 
 
@@ -57,7 +57,7 @@ def measure(
     progress: Progress | None = None,
 ) -> list[Sensitivity]:
     """Each product of each layer, on the exact inputs of the first calibration sequences."""
-    plain = recipe.model_copy(update={"compensate": False, "keep_share": None, "keep_above": None})
+    recipe = recipe.model_copy(update={"compensate": False, "keep_share": None, "keep_above": None})
     count = source.spec.num_layers
     entering = [source.embed(tokens_BL[:_SEQUENCES])]
     for index in range(count):
@@ -71,8 +71,7 @@ def measure(
         if progress:
             progress("measuring sensitivity", 2 * count - 1 - index, 2 * count)
         layer, x = source.layer(index), entering.pop()
-        _, inputs = source.run_recorded(layer, x)
-        work = LayerWork(layer, plain, dtype, inputs)  # smoothing rewrites the layer, not what it computes
+        work = LayerWork(layer, recipe, dtype, None)  # smoothing rewrites the layer, not what it computes
         source.run(layer, x, work.product)
         gradient, seen = source.gradients(layer, x, gradient)
         for name, (x_BLK, g_BLN) in seen.items():
@@ -122,10 +121,10 @@ def most_sensitive(found: Sequence[Sensitivity], share: float) -> frozenset[tupl
     return frozenset(kept)
 
 
-def trade_off(found: Sequence[Sensitivity]) -> tuple[TradeOff, ...]:
-    """One row for each of `SHARES`."""
+def estimated(found: Sequence[Sensitivity]) -> tuple[TradeOff, ...]:
+    """The trade-off by the estimates alone."""
     rows = []
-    for share in SHARES if found else ():
+    for share in _SHARES if found else ():
         kept = most_sensitive(found, share)
         left = sum(s.kl for s in found if (s.layer, s.product) not in kept)
         rows.append(TradeOff(share=share, products=len(kept), kl_nats_left=float(f"{left:.6g}")))

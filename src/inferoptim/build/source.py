@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 
+from inferoptim.build.products import product
 from inferoptim.errors import UnsupportedError
 from inferoptim.kernels import stock
 from inferoptim.models.load import read_scheme, read_spec
@@ -190,7 +191,7 @@ class SourceModel:
 
         def record(name: str, x: torch.Tensor) -> torch.Tensor:
             inputs[name] = x.flatten(0, -2)
-            return layer.exact(name, x)
+            return product(x, layer.weight(name))
 
         return self.run(layer, x_BLH, record), inputs
 

@@ -51,7 +51,7 @@ def build(
         bool,
         typer.Option(
             "--quantise-head/--keep-head",
-            help="int8: whether this engine rounds the output head too when it loads the artefact.",
+            help="int8: whether this engine rounds the output head too when it loads the artefact (where a goal allows it).",
         ),
     ] = True,
     fp8_granularity: Annotated[
@@ -73,8 +73,26 @@ def build(
             "--keep-share",
             min=0,
             max=1,
-            help="Leave the most sensitive products in the model's type, up to this share of the linear weights (e.g. 0.1); "
-            "0: show where the loss would come from, and the trade-off, only.",
+            help="Leave the most sensitive products in the model's type, up to this share of the linear weights (e.g. 0.1), "
+            "whatever the goal; 0: quantise all.",
+        ),
+    ] = None,
+    max_kl: Annotated[
+        float | None,
+        typer.Option(
+            "--max-kl",
+            min=0,
+            help="Goal: leave as little in the model's type as keeps KL(source || artefact) under this, nats a token, on held-out "
+            "calibration texts. Default, unless --keep-... is given: fp8 0.007, int8 0.01, int8-weight-only 0.002.",
+        ),
+    ] = None,
+    min_top1: Annotated[
+        float | None,
+        typer.Option(
+            "--min-top1",
+            min=0,
+            max=1,
+            help="Goal: the share of tokens whose likeliest one must stay the same. Default likewise: int8 0.97.",
         ),
     ] = None,
     calibration: Annotated[
@@ -135,12 +153,19 @@ def build(
     from inferoptim.bench.corpus import LANGUAGES, paragraphs, questions
     from inferoptim.bench.prompt_file import read_prompts
     from inferoptim.build.pipeline import BuildRequest, build_artefact
-    from inferoptim.build.recipe import Recipe
+    from inferoptim.build.recipe import DEFAULT_GOALS, Recipe
     from inferoptim.cli.progress import counted_progress, download_progress
     from inferoptim.config import create_validated
+    from inferoptim.errors import ConfigError
     from inferoptim.models.hub import resolve_model
     from inferoptim.models.tokenizer import load_tokenizer
 
+    if keep_share is not None and (max_kl, min_top1) != (None, None):
+        raise ConfigError(
+            "--keep-share fixes what --max-kl and --min-top1 would choose: give one or the other"
+        )
+    if (keep_share, keep_above, max_kl, min_top1) == (None, None, None, None):
+        max_kl, min_top1 = DEFAULT_GOALS.get(quantization, (None, None))
     recipe = create_validated(
         Recipe,
         {
@@ -156,6 +181,8 @@ def build(
             "kv_cache_dtype": kv_cache_dtype,
             "keep_above": keep_above,
             "keep_share": keep_share,
+            "max_kl": max_kl,
+            "min_top1": min_top1,
         },
     )
     limits = {
@@ -227,7 +254,9 @@ def _print(artefact: Artefact, folder: Path, *, json: bool, verified: bool = Tru
         ("calibration", "none" if artefact.calibration is None else f"{artefact.calibration.tokens} tokens, {artefact.calibration.source}"),
         ("tensors on disk", f"{format_bytes(memory.tensors_bytes)}; arithmetic says {format_bytes(memory.predicted_tensors_bytes)}; source {format_bytes(memory.source_tensors_bytes)}"),
         ("weights in memory", format_bytes(memory.resident_bytes)),
+        ("goal", _goal(artefact)),
         ("engine settings", ", ".join(f"{k}={v}" for k, v in artefact.engine.items()) or "defaults"),
+        *([("built in", ", ".join(f"{k} {v:.1f} s" for k, v in artefact.built_in_s.items()))] if artefact.built_in_s else []),
         ("files", f"{len(artefact.files)}, {'every SHA-256 checked' if verified else 'digests not checked'}"),
     ]  # fmt: skip
     tables = [Table(f"Artefact {folder}", ("", ""), rows)]
@@ -262,6 +291,19 @@ def _print(artefact: Artefact, folder: Path, *, json: bool, verified: bool = Tru
     emit(artefact.model_dump(mode="json"), tables, json=json, csv=False, notes=notes)
 
 
+def _goal(artefact: Artefact) -> str:
+    """The recipe's goals beside what the proof measured."""
+    recipe, quality = artefact.recipe, artefact.quality
+    parts = []
+    if recipe.max_kl is not None:
+        seen = "not measured" if quality is None else f"{quality.kl_nats.value:.4f}"
+        parts.append(f"KL at most {recipe.max_kl:g} (proof: {seen})")
+    if recipe.min_top1 is not None:
+        seen = "not measured" if quality is None else f"{quality.top1_agreement.value:.1%}"
+        parts.append(f"top-1 at least {recipe.min_top1:.0%} (proof: {seen})")
+    return ", ".join(parts) or "none"
+
+
 def _speed(benchmark: Benchmark) -> Table:
     rows = [
         (row.configuration, row.workload, f"{rate.value:.1f}", f"{rate.low:.1f} … {rate.high:.1f}")
@@ -275,6 +317,8 @@ def _speed(benchmark: Benchmark) -> Table:
 
 
 def _trade_off(artefact: Artefact) -> Table:
+    if artefact.trade_off[0].kl_nats is not None:
+        return _frontier(artefact)
     total = artefact.trade_off[0].kl_nats_left or 1.0
     rows = [
         (f"{t.share:.0%}", str(t.products), f"{t.kl_nats_left:.4f}", f"{t.kl_nats_left / total:.0%}")
@@ -285,6 +329,32 @@ def _trade_off(artefact: Artefact) -> Table:
         ("share of linear weights", "products", "estimated KL, nats", ""),
         rows,
     )
+
+
+def _frontier(artefact: Artefact) -> Table:
+    """What was measured of each share, and which one was taken."""
+    from inferoptim.units import format_bytes
+
+    heads = len({t.head_rounded for t in artefact.trade_off}) > 1
+    rows = []
+    for t in artefact.trade_off:
+        if t.kl_nats is None or t.top1_agreement is None or t.perplexity_ratio is None:
+            continue
+        head = (", head int8" if t.head_rounded else ", head kept") if heads else ""
+        rows.append(
+            (
+                f"{t.share:.0%}{head}",
+                f"{t.kl_nats.value:.4f} ({t.kl_nats.low:.4f} … {t.kl_nats.high:.4f})",
+                f"{t.top1_agreement.value:.1%}",
+                f"{t.perplexity_ratio.value - 1:+.1%} ({t.perplexity_ratio.low - 1:+.1%} … {t.perplexity_ratio.high - 1:+.1%})",
+                format_bytes(t.tensors_bytes or 0),
+                format_bytes(t.read_bytes or 0),
+                "chosen" if t.chosen else "",
+            )
+        )
+    columns = ("kept", "KL, nats", "top-1", "perplexity", "on disk", "read a token", "")
+    title = f"The trade-off, measured on held-out calibration texts: share of the linear weights left in {artefact.source.dtype}"
+    return Table(title, columns, rows)
 
 
 def _where_from(artefact: Artefact) -> Table:

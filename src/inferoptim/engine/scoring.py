@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,11 +23,11 @@ _ROWS = 32
 
 
 class Scorer:
-    """Runs whole sequences through a decoder, each in one step on a cache of its own.
+    """Runs whole sequences through a decoder, in steps of one or several, on a cache of its own.
 
     Args:
         decoder: any; on a GPU or CPU.
-        max_tokens: longest sequence.
+        max_tokens: of a step: the longest sequence, or several together.
         kv_quantization: of the cache, as in `EngineConfig`.
         block_size: tokens in one of its blocks.
     """
@@ -39,10 +40,10 @@ class Scorer:
         block_size: int = 16,
     ) -> None:
         self._decoder = decoder
-        self._blocks = -(-max_tokens // block_size)
+        self._block_size = block_size
         self._kv = allocate_kv_cache(
             decoder.spec,
-            self._blocks,
+            -(-max_tokens // block_size),
             block_size,
             model_dtype=decoder.dtype,
             device=decoder.device,
@@ -50,24 +51,37 @@ class Scorer:
         )
 
     @torch.inference_mode()
-    def logits(self, token_ids: Sequence[int]) -> torch.Tensor:
-        """Float32 logits [T, V], row t for the token after `token_ids[: t + 1]`."""
-        device, length = self._decoder.device, len(token_ids)
+    def logits(self, *sequences: Sequence[int]) -> torch.Tensor:
+        """Float32 logits [T, V] of the sequences, one behind the other; a row for the token after each of theirs."""
+        device = self._decoder.device
+        lengths = [len(ids) for ids in sequences]
+        blocks = [-(-n // self._block_size) for n in lengths]
+        firsts = [sum(blocks[:i]) for i in range(len(blocks))]
 
-        def integers(values: Sequence[int]) -> torch.Tensor:
+        def integers(values: Sequence[Any]) -> torch.Tensor:
             return torch.tensor(values, dtype=torch.int32, device=device)
 
-        positions = torch.arange(length, dtype=torch.int32, device=device)
         batch = Batch(
-            token_ids_T=integers(token_ids),
-            positions_T=positions,
-            slot_mapping_T=positions,
-            query_start=integers([0, length]),
-            context_lens_S=integers([length]),
-            block_tables_SM=torch.arange(self._blocks, dtype=torch.int32, device=device)[None],
-            logit_rows_R=positions,
-            max_query_len=length,
-            max_context_len=length,
+            token_ids_T=integers([token for ids in sequences for token in ids]),
+            positions_T=integers([at for n in lengths for at in range(n)]),
+            slot_mapping_T=integers(
+                [
+                    first * self._block_size + at
+                    for first, n in zip(firsts, lengths, strict=True)
+                    for at in range(n)
+                ]
+            ),
+            query_start=integers([sum(lengths[:i]) for i in range(len(lengths) + 1)]),
+            context_lens_S=integers(lengths),
+            block_tables_SM=integers(
+                [
+                    [first + min(i, n - 1) for i in range(max(blocks))]
+                    for first, n in zip(firsts, blocks, strict=True)
+                ]
+            ),
+            logit_rows_R=torch.arange(sum(lengths), dtype=torch.int32, device=device),
+            max_query_len=max(lengths),
+            max_context_len=max(lengths),
             contiguous=True,
         )
         return self._decoder.forward(batch, self._kv).float()

@@ -49,9 +49,10 @@ def compensation(x_TK: torch.Tensor, exact_TK: torch.Tensor) -> Compensation:
     hessian = (x.T @ x) * (2.0 / len(x))
     order = hessian.diagonal().argsort(descending=True)
     factor = _inverse_factor(hessian[order][:, order], _DAMPING)
-    difference = ((exact_TK.float() - x).T @ x) * (2.0 / len(x))
-    root = _inverse_factor(hessian, _MOVE_DAMPING)
-    return Compensation(order, factor, (difference @ root.T) @ root)
+    # of a correction that is damped by its own size, 8 bits are enough
+    difference = ((exact_TK.float() - x).bfloat16().T @ x.bfloat16()).float() * (2.0 / len(x))
+    shift = torch.cholesky_solve(difference.T, _damped_factor(hessian, _MOVE_DAMPING)).T
+    return Compensation(order, factor, shift)
 
 
 @one_thread()
@@ -76,15 +77,21 @@ def compensate(
     group = k // scale_NG.shape[1]
     scale_KN = scale_NG.T.repeat_interleave(group, dim=0)[by.order]
     zero_KN = None if zero_NG is None else zero_NG.T.repeat_interleave(group, dim=0)[by.order]
+    divisor_KN, diagonal = safe(scale_KN), by.factor_KK.diagonal().tolist()
     q_KN = torch.empty_like(w_KN)
     for first in range(0, k, _BLOCK):
         last = min(first + _BLOCK, k)
         errors = torch.empty_like(w_KN[first:last])
         for at in range(first, last):
             w, scale = w_KN[at], scale_KN[at]
-            zero = 0.0 if zero_KN is None else zero_KN[at]
-            q_KN[at] = grid.to_grid(w / safe(scale) + zero)
-            error = (w - (q_KN[at] - zero) * scale) / by.factor_KK[at, at]
+            if zero_KN is None:
+                q = grid.to_grid(w / divisor_KN[at])
+                error = torch.addcmul(w, q, scale, value=-1)
+            else:
+                q = grid.to_grid(w / divisor_KN[at] + zero_KN[at])
+                error = torch.addcmul(w, q - zero_KN[at], scale, value=-1)
+            q_KN[at] = q
+            error /= diagonal[at]
             errors[at - first] = error
             w_KN[at + 1 : last].addr_(by.factor_KK[at, at + 1 : last], error, alpha=-1)
         w_KN[last:].addmm_(by.factor_KK[first:last, last:].T, errors, alpha=-1)
@@ -93,16 +100,22 @@ def compensate(
 
 def _inverse_factor(hessian_KK: torch.Tensor, damping: float) -> torch.Tensor:
     """Upper U with ``U^T U`` = the inverse of the damped Hessian, float32 [K, K]."""
+    # H = R R^T with R upper (a Cholesky factor of the matrix turned end to end); then R^-1 is the factor wanted
+    lower = _damped_factor(hessian_KK.flip(0, 1), damping)
+    factor: torch.Tensor = torch.linalg.solve_triangular(lower.flip(0, 1), torch.eye(len(lower)), upper=True)
+    return factor
+
+
+def _damped_factor(hessian_KK: torch.Tensor, damping: float) -> torch.Tensor:
+    """Lower Cholesky factor of ``H + d I``, d `damping` times the mean of the diagonal, more where it must be."""
     h = hessian_KK.clone()
     dead = h.diagonal() == 0  # channels that no calibration token used
     h.diagonal()[dead] = 1.0
     while True:
         damped = h.clone()
         damped.diagonal().add_(damping * h.diagonal().mean())
-        # H = R R^T with R upper (a Cholesky factor of the matrix turned end to end); then R^-1 is the factor wanted
-        lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
+        lower: torch.Tensor
+        lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
-            identity = torch.eye(len(h))
-            factor: torch.Tensor = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
-            return factor
+            return lower
         damping *= 10
