@@ -83,16 +83,7 @@ def build(
             "--max-kl",
             min=0,
             help="Goal: leave as little in the model's type as keeps KL(source || artefact) under this, nats a token, on held-out "
-            "calibration texts. Default, unless --keep-... is given: fp8 0.007, int8 0.01, int8-weight-only 0.002.",
-        ),
-    ] = None,
-    min_top1: Annotated[
-        float | None,
-        typer.Option(
-            "--min-top1",
-            min=0,
-            max=1,
-            help="Goal: the share of tokens whose likeliest one must stay the same. Default likewise: int8 0.97.",
+            "calibration texts. Default, unless --keep-... is given: fp8 0.007, int8 0.0018, int8-weight-only 0.002.",
         ),
     ] = None,
     calibration: Annotated[
@@ -153,19 +144,17 @@ def build(
     from inferoptim.bench.corpus import LANGUAGES, paragraphs, questions
     from inferoptim.bench.prompt_file import read_prompts
     from inferoptim.build.pipeline import BuildRequest, build_artefact
-    from inferoptim.build.recipe import DEFAULT_GOALS, Recipe
+    from inferoptim.build.recipe import DEFAULT_MAX_KL, Recipe
     from inferoptim.cli.progress import counted_progress, download_progress
     from inferoptim.config import create_validated
     from inferoptim.errors import ConfigError
     from inferoptim.models.hub import resolve_model
     from inferoptim.models.tokenizer import load_tokenizer
 
-    if keep_share is not None and (max_kl, min_top1) != (None, None):
-        raise ConfigError(
-            "--keep-share fixes what --max-kl and --min-top1 would choose: give one or the other"
-        )
-    if (keep_share, keep_above, max_kl, min_top1) == (None, None, None, None):
-        max_kl, min_top1 = DEFAULT_GOALS.get(quantization, (None, None))
+    if keep_share is not None and max_kl is not None:
+        raise ConfigError("--keep-share fixes what --max-kl would choose: give one or the other")
+    if (keep_share, keep_above, max_kl) == (None, None, None):
+        max_kl = DEFAULT_MAX_KL.get(quantization)
     recipe = create_validated(
         Recipe,
         {
@@ -182,7 +171,6 @@ def build(
             "keep_above": keep_above,
             "keep_share": keep_share,
             "max_kl": max_kl,
-            "min_top1": min_top1,
         },
     )
     limits = {
@@ -292,16 +280,12 @@ def _print(artefact: Artefact, folder: Path, *, json: bool, verified: bool = Tru
 
 
 def _goal(artefact: Artefact) -> str:
-    """The recipe's goals beside what the proof measured."""
+    """The recipe's goal beside what the proof measured."""
     recipe, quality = artefact.recipe, artefact.quality
-    parts = []
-    if recipe.max_kl is not None:
-        seen = "not measured" if quality is None else f"{quality.kl_nats.value:.4f}"
-        parts.append(f"KL at most {recipe.max_kl:g} (proof: {seen})")
-    if recipe.min_top1 is not None:
-        seen = "not measured" if quality is None else f"{quality.top1_agreement.value:.1%}"
-        parts.append(f"top-1 at least {recipe.min_top1:.0%} (proof: {seen})")
-    return ", ".join(parts) or "none"
+    if recipe.max_kl is None:
+        return "none"
+    seen = "not measured" if quality is None else f"{quality.kl_nats.value:.4f}"
+    return f"KL at most {recipe.max_kl:g} nats (the proof saw {seen})"
 
 
 def _speed(benchmark: Benchmark) -> Table:
