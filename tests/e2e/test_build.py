@@ -138,6 +138,42 @@ def test_the_most_sensitive_products_stay_dense_up_to_the_share(
     assert "Where the loss comes from" in capsys.readouterr().out
 
 
+def test_a_goal_is_met_by_the_cheapest_measured_choice_and_missed_aloud(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = build_artefact(request(model, tmp_path / "plain", RECIPES["int8"], calibration_tokens=1024))
+    assert plain.quality is not None
+    goal = {"max_kl": plain.quality.kl_nats.value / 2}
+    texts = {"calibration": [text * 4 for text in TEXT[0::2]] * 2, "calibration_tokens": 1024}
+    base = _fields(request(model, tmp_path / "built", {**RECIPES["int8"], **goal})) | texts
+    artefact = build_artefact(BuildRequest(**base))
+    (chosen,) = (t for t in artefact.trade_off if t.chosen)
+    assert chosen.kl_nats is not None
+    assert chosen.kl_nats.value <= goal["max_kl"]
+    for other in artefact.trade_off:
+        assert other.kl_nats is not None
+        assert other.kl_nats.value > goal["max_kl"] or other.read_bytes >= chosen.read_bytes
+    assert chosen.tensors_bytes == artefact.memory.tensors_bytes == artefact.memory.predicted_tensors_bytes
+    assert (artefact.recipe.keep_share, artefact.recipe.quantise_head) == (chosen.share, chosen.head_rounded)
+    assert sum(len(e.kept) for e in artefact.layers) == chosen.products > 0
+    assert {"sensitivity", "quantising", "frontier", "proof"} <= artefact.built_in_s.keys()
+    decoder = load_decoder(tmp_path / "built", device=torch.device("cpu"), dtype=torch.float32)
+    for e, layer in zip(artefact.layers, decoder.weights.layers, strict=True):
+        for product in ("qkv", "o", "gate_up", "down"):
+            assert isinstance(getattr(layer, product), DenseWeight if product in e.kept else Int8Weight)
+    assert main(["inspect", str(tmp_path / "built")]) == 0
+    assert "chosen" in capsys.readouterr().out
+
+    hard = base | {"out": tmp_path / "hard", "recipe": Recipe(max_kl=1e-12), "reproducible": True}
+    missed = build_artefact(BuildRequest(**hard))
+    assert any("met the goal" in line for line in missed.warnings) or missed.recipe.keep_share == 1
+    build_artefact(BuildRequest(**hard | {"out": tmp_path / "again"}))
+    assert _digests(tmp_path / "hard") == _digests(tmp_path / "again")
+    both = ["build", str(model), "--out", str(tmp_path / "no"), "--keep-share", "0.1", "--max-kl", "0.1"]
+    assert main(both) == 2
+    assert "one or the other" in capsys.readouterr().err
+
+
 def test_products_that_were_kept_stay_dense_where_the_head_is_rounded(model: Path, tmp_path: Path) -> None:
     artefact = build_artefact(request(model, tmp_path / "built", {**RECIPES["int8"], "keep_share": 0.3}))
     assert artefact.engine["quantization"] == "int8"  # of the head
@@ -204,11 +240,9 @@ def test_what_bench_measures_goes_into_the_artefact(model: Path, tmp_path: Path)
 
 
 def test_reproducible_builds_are_equal_to_the_byte(model: Path, tmp_path: Path) -> None:
-    def digests(out: Path) -> dict[str, str]:
-        build_artefact(request(model, out, RECIPES["int8"], reproducible=True))
-        return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(out.iterdir())}
-
-    assert digests(tmp_path / "one") == digests(tmp_path / "two")
+    for name in ("one", "two"):
+        build_artefact(request(model, tmp_path / name, RECIPES["int8"], reproducible=True))
+    assert _digests(tmp_path / "one") == _digests(tmp_path / "two")
 
 
 def test_a_changed_file_is_refused_by_inspect_and_by_the_engine(
@@ -392,3 +426,7 @@ def test_bad_tasks_are_named_by_line(model: Path, tmp_path: Path, capsys: pytest
 
 def _fields(request: BuildRequest) -> dict[str, Any]:
     return {name: getattr(request, name) for name in request.__dataclass_fields__}
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}

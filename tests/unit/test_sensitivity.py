@@ -26,8 +26,8 @@ def _kl_of(source: SourceModel, recipe: Recipe, tokens: torch.Tensor, only: tupl
     exact = other = source.embed(tokens)
     for index in range(source.spec.num_layers):
         layer = source.layer(index)
-        following, inputs = source.run_recorded(layer, exact)
-        work = LayerWork(layer, recipe, torch.float32, inputs)
+        following = source.run(layer, exact, layer.exact)
+        work = LayerWork(layer, recipe, torch.float32, None)
         source.run(layer, exact, work.product)
 
         def product(name: str, x: torch.Tensor, layer: Layer = layer, work: LayerWork = work) -> torch.Tensor:

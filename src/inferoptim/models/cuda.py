@@ -93,9 +93,9 @@ class CudaDecoder:
         positions = torch.arange(max_model_len, device=weights.inv_freq.device, dtype=torch.float32)
         angles = torch.outer(positions, weights.inv_freq)
         self._rotations = torch.cat((angles.cos(), angles.sin()), dim=1).to(self.device)
-        first = weights.layers[0].qkv
-        self._activation = _activation_dtype(first, self.dtype)
         linears = [w for layer in weights.layers for w in (layer.qkv, layer.o, layer.gate_up, layer.down)]
+        # an artefact may leave any of its products in the model's type beside 8-bit ones
+        self._activation = next((kind for w in linears if (kind := self._takes(w)) != self.dtype), self.dtype)
         self._one = torch.ones((), dtype=torch.float32, device=self.device)
         self._shrink = torch.full((), 1 / _FP8_SHRINK, dtype=torch.float32, device=self.device)
         self._fp8_columns = {id(w): w.scale * _FP8_SHRINK for w in linears if isinstance(w, Fp8Weight)}
@@ -281,30 +281,45 @@ class CudaDecoder:
         rest: _Rest | None = None
         last = self.weights.layers[-1]
         for layer, cache in zip(self.weights.layers, kv.layers, strict=True):
-            self._norm(b, layer.input_norm, rest, b.h, b.h_scale)
-            scales = self._linear(b.h, b.h_scale, layer.qkv, b.qkv)
+            h, h_scale = self._inputs(b, layer.qkv)
+            self._norm(b, layer.input_norm, rest, h, h_scale)
+            scales = self._linear(h, h_scale, layer.qkv, b.qkv)
             attend(layer, cache, scales)
             if wanted_R is not None and layer is last:
                 b.keep(wanted_R)
                 if not wanted_R.shape[0]:
                     return None
             attn = b.attn
-            if b.attn_q is not None and b.attn_scale is not None:
+            if self._takes(layer.o) != self.dtype:
+                assert b.attn_q is not None
+                assert b.attn_scale is not None
                 elementwise.quantize_rows(b.attn, b.attn_q, b.attn_scale)
                 attn = b.attn_q
             rest = self._add(b, attn, b.attn_scale, layer.o)
-            self._norm(b, layer.post_norm, rest, b.h, b.h_scale)
-            rest = self._add(b, self._gate_up(b, layer.gate_up), b.act_scale, layer.down)
+            h, h_scale = self._inputs(b, layer.gate_up)
+            self._norm(b, layer.post_norm, rest, h, h_scale)
+            act = self._gate_up(b, h, h_scale, layer)
+            rest = self._add(b, act, b.act_scale, layer.down)
         return rest
 
-    def _gate_up(self, b: Buffers, weight: Linear) -> torch.Tensor:
-        """SwiGLU of `b.h` in what `down` takes its inputs in, into `b`."""
-        if isinstance(weight, DenseWeight) and prompts.takes(b.h, weight.weight):
-            prompts.gate_up(b.h, weight.weight, b.act)
+    def _takes(self, weight: Linear) -> torch.dtype:
+        return _activation_dtype(weight, self.dtype)
+
+    def _inputs(self, b: Buffers, weight: Linear) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Where a norm puts what a product reads, and its scales where that is 8-bit."""
+        return (b.h_dense, None) if self._takes(weight) == self.dtype else (b.h, b.h_scale)
+
+    def _gate_up(
+        self, b: Buffers, h: torch.Tensor, h_scale: torch.Tensor | None, layer: LayerWeights
+    ) -> torch.Tensor:
+        """SwiGLU of `h` in what `down` takes its inputs in, into `b`."""
+        weight, dense = layer.gate_up, self._takes(layer.down) == self.dtype
+        if dense and isinstance(weight, DenseWeight) and prompts.takes(h, weight.weight):
+            prompts.gate_up(h, weight.weight, b.act)
             return b.act
-        scales = self._linear(b.h, b.h_scale, weight, b.gate_up)
-        act = b.act if b.act_q is None else b.act_q
-        elementwise.silu_mul(b.gate_up, act, b.act_scale, x_scales=scales)
+        scales = self._linear(h, h_scale, weight, b.gate_up)
+        act, act_scale = (b.act, None) if dense or b.act_q is None else (b.act_q, b.act_scale)
+        elementwise.silu_mul(b.gate_up, act, act_scale, x_scales=scales)
         return act
 
     def _norm(
@@ -435,9 +450,9 @@ def unsupported(decoder: Decoder) -> str | None:
     if max(spec.hidden_size, spec.intermediate_size) > _MOST_WIDTH:
         return f"a layer is wider than {_MOST_WIDTH}"
     widths = (spec.hidden_size, spec.intermediate_size, spec.num_heads * spec.head_dim)
-    if _activation_dtype(decoder.weights.layers[0].qkv, decoder.dtype).itemsize == 1 and any(
-        n % 16 for n in widths
-    ):
+    linears = (w for layer in decoder.weights.layers for w in (layer.qkv, layer.o, layer.gate_up, layer.down))
+    eight_bit = any(_activation_dtype(weight, decoder.dtype).itemsize == 1 for weight in linears)
+    if eight_bit and any(n % 16 for n in widths):
         return f"8-bit products take widths that are multiples of 16, and one of {widths} is not"
     return None
 

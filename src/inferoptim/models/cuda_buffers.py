@@ -34,6 +34,7 @@ class Buffers:
         self.x: torch.Tensor = make(spec.hidden_size, kind)
         self.out: torch.Tensor = make(spec.hidden_size, kind)
         self.h: torch.Tensor = make(spec.hidden_size, quantised)
+        self.h_dense = make(spec.hidden_size, kind) if eight_bit else self.h  # of products that are not 8-bit
         self.h_scale = scale()
         self.qkv: torch.Tensor = make(heads + 2 * spec.num_kv_heads * spec.head_dim, kind)
         self.attn: torch.Tensor = make(heads, kind)

@@ -1,0 +1,82 @@
+"""Products of several formats side by side in the CUDA step: each gets its inputs in the type that it takes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from inferoptim.kernels import stock
+from inferoptim.kernels.reference import quantize_kv
+from inferoptim.models import cuda
+from inferoptim.models.cuda_buffers import Buffers
+from inferoptim.models.decoder import linear
+from inferoptim.models.load import load_decoder
+from inferoptim.quant.formats import DenseWeight
+from inferoptim.quant.int8 import quantize_linear
+from tests.tiny import save_tiny_llama
+
+
+def _store(x: torch.Tensor, out: torch.Tensor, scale: torch.Tensor | None) -> None:
+    """What a kernel leaves: rounded to 8 bits with a scale a row, or in the model's type."""
+    if out.dtype != torch.int8:
+        out.copy_(x)
+        return
+    assert scale is not None
+    q, s = quantize_kv(x, torch.int8)
+    out.copy_(q)
+    scale.copy_(s)
+
+
+def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor, **given: Any) -> None:
+    residual = given["residual_TH"]
+    if residual is not None:
+        residual.add_(x)
+        x = residual
+    _store(stock.rms_norm(x, weight, eps), out, given["scale_T"])
+
+
+@pytest.mark.parametrize("eight_bit", list(product((False, True), repeat=4)))
+def test_each_product_gets_its_inputs_in_the_type_that_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eight_bit: tuple[bool, ...]
+) -> None:
+    save_tiny_llama(tmp_path, head_dim=16, num_hidden_layers=1)
+    decoder = load_decoder(tmp_path, device=torch.device("cpu"), dtype=torch.float32)
+    (layer,) = decoder.weights.layers
+    names = ("qkv", "o", "gate_up", "down")
+    weights = {}
+    for name, wanted in zip(names, eight_bit, strict=True):
+        dense = getattr(layer, name)
+        assert isinstance(dense, DenseWeight)
+        weights[name] = quantize_linear(dense, dynamic_activations=True) if wanted else dense
+    layer = replace(layer, **weights)
+    spec = decoder.spec
+    kernels = SimpleNamespace(
+        rms_norm=_rms_norm,
+        quantize_rows=_store,
+        silu_mul=lambda x, out, scale, x_scales: _store(stock.silu_mul(x), out, scale),
+        scale_int32=lambda x, rows, columns, out: out.copy_(x * rows[:, None] * columns),
+    )
+    monkeypatch.setattr(cuda, "elementwise", kernels)
+    step = cuda.CudaDecoder.__new__(cuda.CudaDecoder)
+    step.spec, step.dtype = spec, torch.float32
+    step.weights = SimpleNamespace(layers=(layer,))  # type: ignore[assignment]
+    kind = torch.int8 if any(eight_bit) else torch.float32
+    buffers = Buffers(spec, 8, torch.float32, kind, torch.device("cpu")).first(8)
+    x = torch.randn(8, spec.hidden_size, generator=torch.Generator().manual_seed(0))
+    buffers.x.copy_(x)
+
+    def attend(layer: Any, cache: Any, scales: Any) -> None:
+        buffers.attn.copy_(buffers.qkv[:, : buffers.attn.shape[1]])
+
+    rest = step._body(buffers, SimpleNamespace(layers=(None,)), attend)  # type: ignore[arg-type]
+    got = buffers.x if rest is None else buffers.x + rest[0]
+    qkv = linear(stock.rms_norm(x, layer.input_norm, spec.rms_norm_eps), layer.qkv)
+    x = x + linear(qkv[:, : spec.num_heads * spec.head_dim], layer.o)
+    gate_up = linear(stock.rms_norm(x, layer.post_norm, spec.rms_norm_eps), layer.gate_up)
+    torch.testing.assert_close(got, x + linear(stock.silu_mul(gate_up), layer.down), rtol=1e-4, atol=1e-4)
