@@ -9,6 +9,12 @@ import pytest
 from inferoptim.config import SamplingParams
 from inferoptim.engine.request import Request, Sequence
 from inferoptim.engine.speculative import DraftLength, PromptLookupProposer, Speculator, StepCost
+from inferoptim.engine.step import ScheduledSequence, StepPlan
+
+
+def decodes(num_steps: int) -> StepPlan:
+    """A plan of one sequence that only decodes."""
+    return StepPlan(0, (ScheduledSequence(0, 3, 1, 0, True),), num_steps=num_steps)
 
 
 def sequence(tokens: list[int]) -> Sequence:
@@ -149,8 +155,14 @@ def test_plans_are_short_while_proposals_may_come_and_long_while_they_would_not_
         control.observe_verification(11, 1.1)
         control.observe_acceptance(10, 6)
     assert speculator.propose([s]) == {}
+    assert speculator.most_steps(16) == 16, "how fast it goes without speculation is not known yet"
+    speculator.observe(decodes(16), 7.0, {})
+    assert speculator.propose([s]) == {}
     assert speculator.most_steps(16) == 4
     assert not speculator.may_run_ahead()
+    for _ in range(50):  # short plans cost more a step, and are not what speculation has to beat
+        speculator.observe(decodes(4), 4.0, {})
+    assert control._many.at(1) == pytest.approx(0.44, rel=0.02)
     proposer.quotes = True
     assert len(speculator.propose([s])["r"]) > 5
     assert speculator.most_steps(16) == 1

@@ -316,6 +316,9 @@ class Speculator:
         self._longest = longest
         self._length = DraftLength(longest)
         self._paused = self._waits = False
+        self._saw_other = (
+            False  # a plan as long as it would be without speculation: what that costs is to be beaten
+        )
         self._ahead = 0
 
     def propose(self, sequences: SequenceOf[Sequence]) -> dict[str, list[int]]:
@@ -327,7 +330,7 @@ class Speculator:
         if self._proposer.costs_nothing and self._length.may_soon_pay(len(ready)):
             proposals, share = self._ask(ready, self._longest)
             wanted = self._length.choose(len(ready), share)
-            self._waits = not wanted
+            self._waits = not wanted and self._saw_other
             proposals = {name: tokens[:wanted] for name, tokens in proposals.items()} if wanted else {}
         else:
             wanted = self._length.choose(len(ready))
@@ -365,12 +368,12 @@ class Speculator:
     def observe(self, plan: StepPlan, step_s: float, accepted: dict[int, int]) -> None:
         """Learn from a step: `accepted` drafts by slot."""
         if all(s.samples and s.num_tokens - s.num_draft == 1 for s in plan.sequences):  # no prompt among them
-            if plan.num_steps > 1:
-                self._length.observe_plain(len(plan.sequences), step_s / plan.num_steps, in_many=True)
-            elif any(s.num_draft for s in plan.sequences):
+            if any(s.num_draft for s in plan.sequences):
                 self._length.observe_verification(plan.num_tokens, step_s)
-            else:
-                self._length.observe_plain(len(plan.sequences), step_s)
+            else:  # a plan that is short for it waits for proposals is no measure of the long ones
+                in_many = plan.num_steps > 1 and not self._waits
+                self._length.observe_plain(len(plan.sequences), step_s / plan.num_steps, in_many=in_many)
+                self._saw_other |= not self._waits
         for s in plan.sequences:
             if s.num_draft:
                 self._length.observe_acceptance(s.num_draft, accepted.get(s.slot, 0))
