@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from inferoptim.build.artefact import ProductSensitivity, TradeOff
+from inferoptim.build.products import product
 from inferoptim.build.quantise import LayerWork
 from inferoptim.build.recipe import Recipe
 from inferoptim.build.source import SourceModel
@@ -64,7 +65,7 @@ def measure(
         if progress:
             progress("measuring sensitivity", index, 2 * count)
         layer = source.layer(index)
-        entering.append(source.run(layer, entering[-1], layer.exact))
+        entering.append(source.run_recorded(layer, entering[-1])[0])
     gradient = _gradient_of_choice(source, entering.pop())
     found: list[Sensitivity] = []
     for index in reversed(range(count)):
@@ -79,8 +80,8 @@ def measure(
             rounded, round_inputs = work.simulated[name]
             coarse_BLK = round_inputs(x_BLK)
             # g · δ, without δ: g @ W meets the inputs' error, g @ (W' - W) the inputs
-            of_inputs = ((g_BLN @ weight) * (coarse_BLK - x_BLK)).sum(-1)
-            by_weight_BLK = g_BLN @ (rounded - weight)
+            of_inputs = (product(g_BLN, weight.T) * (coarse_BLK - x_BLK)).sum(-1)
+            by_weight_BLK = product(g_BLN, (rounded - weight).T)
             of_weights = (by_weight_BLK * x_BLK).sum(-1)
             both = of_inputs + (by_weight_BLK * coarse_BLK).sum(-1)
             found.append(Sensitivity(index, name, _kl(both), _kl(of_inputs), _kl(of_weights), weight.numel()))

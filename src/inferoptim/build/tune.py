@@ -9,6 +9,7 @@ the budget is: neither a slow load nor a setting that crashes can overrun it or 
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -112,6 +113,7 @@ def _search(request: TuneRequest, space: Space, send: Connection) -> None:
 
 def _trial(request: TuneRequest, settings: Settings) -> float:
     """Output tokens per second of the better run."""
+    gc.collect()  # what holds the last trial's engine in a cycle would hold a GPU's memory, too
     _, times = timed_runs(request.folder, {**request.engine, **settings}, request.limits, _RUNS)
     return max(tokens / seconds for tokens, seconds in times)
 
