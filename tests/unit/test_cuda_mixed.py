@@ -13,7 +13,7 @@ import torch
 
 from inferoptim.kernels import stock
 from inferoptim.kernels.reference import quantize_kv
-from inferoptim.models import cuda
+from inferoptim.models import cuda, cuda_products
 from inferoptim.models.cuda_buffers import Buffers
 from inferoptim.models.decoder import linear
 from inferoptim.models.load import load_decoder
@@ -62,12 +62,14 @@ def test_each_product_gets_its_inputs_in_the_type_that_it_takes(
         silu_mul=lambda x, out, scale, x_scales: _store(stock.silu_mul(x), out, scale),
         scale_int32=lambda x, rows, columns, out: out.copy_(x * rows[:, None] * columns),
     )
-    monkeypatch.setattr(cuda, "elementwise", kernels)
+    for user in (cuda, cuda_products):
+        monkeypatch.setattr(user, "elementwise", kernels)
     step = cuda.CudaDecoder.__new__(cuda.CudaDecoder)
     step.spec, step.dtype = spec, torch.float32
     step.weights = SimpleNamespace(layers=(layer,))  # type: ignore[assignment]
-    kind = torch.int8 if any(eight_bit) else torch.float32
-    buffers = Buffers(spec, 8, torch.float32, kind, torch.device("cpu")).first(8)
+    step._products = cuda_products.Products(list(weights.values()), torch.float32, torch.device("cpu"))
+    assert step._products.activation == (torch.int8 if any(eight_bit) else torch.float32)
+    buffers = Buffers(spec, 8, torch.float32, step._products.activation, torch.device("cpu")).first(8)
     x = torch.randn(8, spec.hidden_size, generator=torch.Generator().manual_seed(0))
     buffers.x.copy_(x)
 

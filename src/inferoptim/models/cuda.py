@@ -23,9 +23,10 @@ from inferoptim.kernels.triton.elementwise import Scales
 from inferoptim.kernels.triton.sampling import SamplingRows
 from inferoptim.models.batch import Batch, KVCache, KVLayer
 from inferoptim.models.cuda_buffers import MIN_INT_MM_ROWS, Buffers
+from inferoptim.models.cuda_products import Products, activation_dtype, parts
 from inferoptim.models.decoder import Decoder, LayerWeights
 from inferoptim.models.tiles import Tiles, tile_arrays
-from inferoptim.quant.formats import DenseWeight, Fp8Weight, Int8Weight, Linear
+from inferoptim.quant.formats import DenseWeight, Linear
 
 _MOST_WIDTH = 65536  # one program holds a row
 
@@ -34,8 +35,6 @@ _ADDING_ROWS = 512
 _WANTED_SHARE = (
     4  # a step whose logits are wanted for one token in so many, or fewer, ends with those tokens alone
 )
-
-_FP8_SHRINK = 4096.0  # a power of 2 that keeps unscaled products of float8 values within float16
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +93,11 @@ class CudaDecoder:
         angles = torch.outer(positions, weights.inv_freq)
         self._rotations = torch.cat((angles.cos(), angles.sin()), dim=1).to(self.device)
         linears = [w for layer in weights.layers for w in (layer.qkv, layer.o, layer.gate_up, layer.down)]
-        # an artefact may leave any of its products in the model's type beside 8-bit ones
-        self._activation = next((kind for w in linears if (kind := self._takes(w)) != self.dtype), self.dtype)
-        self._one = torch.ones((), dtype=torch.float32, device=self.device)
-        self._shrink = torch.full((), 1 / _FP8_SHRINK, dtype=torch.float32, device=self.device)
-        self._fp8_columns = {id(w): w.scale * _FP8_SHRINK for w in linears if isinstance(w, Fp8Weight)}
+        self._products = Products(linears, self.dtype, self.device)
         self._fused_rope = not spec.qk_norm
-        self._most_few = linear.most_rows([_parts(w)[0] for w in linears], self.dtype, self.device)
+        self._most_few = linear.most_rows([parts(w)[0] for w in linears], self.dtype, self.device)
         self._buffers = Buffers(
-            spec, max(max_tokens, max_num_seqs), self.dtype, self._activation, self.device
+            spec, max(max_tokens, max_num_seqs), self.dtype, self._products.activation, self.device
         )
         self.max_logit_rows = most = max_logit_rows or max_num_seqs
         shares = max(-(-spec.vocab_size // sampling.SHARE) * most, spec.vocab_size * gemv.MAX_ROWS)
@@ -112,7 +107,7 @@ class CudaDecoder:
         self._near = torch.empty(most, sampling.NEAR, dtype=torch.float32, device=self.device)
         self._logits = torch.empty(most, spec.vocab_size, dtype=self.dtype, device=self.device)
         self._head_rows = torch.empty(
-            max(most, MIN_INT_MM_ROWS), spec.hidden_size, dtype=_activation_dtype(weights.head, self.dtype),
+            max(most, MIN_INT_MM_ROWS), spec.hidden_size, dtype=activation_dtype(weights.head, self.dtype),
             device=self.device,
         )  # fmt: skip
         self._head_scale = torch.empty(max(most, MIN_INT_MM_ROWS), dtype=torch.float32, device=self.device)
@@ -187,7 +182,7 @@ class CudaDecoder:
         rows = step.rows_R.shape[0]
         b = self._buffers_for(rows)
         elementwise.embed(state.tokens, self.weights.embedding, b.x, step.rows_R)
-        if rows <= max(gemv.MAX_ROWS, self._most_few) and self._activation != torch.int8:
+        if rows <= max(gemv.MAX_ROWS, self._most_few) and self._products.activation != torch.int8:
             shares = self._decode_few(b, state, step, kv)
         else:
             shares = self._decode_many(b, state, step, kv)
@@ -206,7 +201,7 @@ class CudaDecoder:
         }  # fmt: skip
         heads = spec.num_heads * spec.head_dim
         for layer, cache in zip(self.weights.layers, kv.layers, strict=True):
-            weight, scale, bias = _parts(layer.qkv)
+            weight, scale, bias = parts(layer.qkv)
             if self._fused_rope and cache.k_scale is None:
                 q = b.qkv.view(-1)[: rows * heads].view(-1, heads)
                 kernels.norm_qkv_rope(
@@ -221,18 +216,18 @@ class CudaDecoder:
                     block_tables=state.block_tables,
                 )  # fmt: skip
             self._attend_decoding(q, cache, b.attn, window=layer.window, **where)
-            weight, scale, _ = _parts(layer.o)
+            weight, scale, _ = parts(layer.o)
             wants_linear = (
                 self._most_few and weight.dtype == torch.float8_e4m3fn
             )  # faster even at one row (docs/LOG.md)
             (linear if wants_linear else kernels).linear_residual(b.attn, weight, b.x, scale)
-            weight, scale, _ = _parts(layer.gate_up)
+            weight, scale, _ = parts(layer.gate_up)
             kernels.norm_gate_up(b.x, layer.post_norm, weight, b.act, eps, scale)
-            weight, scale, _ = _parts(layer.down)
+            weight, scale, _ = parts(layer.down)
             kernels.linear_residual(b.act, weight, b.x, scale)
         if rows > gemv.MAX_ROWS:
             return self._shares(self._head(b, None, None), state, step)
-        weight, scale, _ = _parts(self.weights.head)
+        weight, scale, _ = parts(self.weights.head)
         return gemv.norm_head(
             b.x, self.weights.final_norm, weight, step.rows_R, state.positions, state.sampling, self._probs, self._best,
             self._best_at, eps, scale,
@@ -283,14 +278,14 @@ class CudaDecoder:
         for layer, cache in zip(self.weights.layers, kv.layers, strict=True):
             h, h_scale = self._inputs(b, layer.qkv)
             self._norm(b, layer.input_norm, rest, h, h_scale)
-            scales = self._linear(h, h_scale, layer.qkv, b.qkv)
+            scales = self._products.compute(h, h_scale, layer.qkv, b.qkv)
             attend(layer, cache, scales)
             if wanted_R is not None and layer is last:
                 b.keep(wanted_R)
                 if not wanted_R.shape[0]:
                     return None
             attn = b.attn
-            if self._takes(layer.o) != self.dtype:
+            if self._products.takes(layer.o) != self.dtype:
                 assert b.attn_q is not None
                 assert b.attn_scale is not None
                 elementwise.quantize_rows(b.attn, b.attn_q, b.attn_scale)
@@ -302,22 +297,19 @@ class CudaDecoder:
             rest = self._add(b, act, b.act_scale, layer.down)
         return rest
 
-    def _takes(self, weight: Linear) -> torch.dtype:
-        return _activation_dtype(weight, self.dtype)
-
     def _inputs(self, b: Buffers, weight: Linear) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Where a norm puts what a product reads, and its scales where that is 8-bit."""
-        return (b.h_dense, None) if self._takes(weight) == self.dtype else (b.h, b.h_scale)
+        return (b.h_dense, None) if self._products.takes(weight) == self.dtype else (b.h, b.h_scale)
 
     def _gate_up(
         self, b: Buffers, h: torch.Tensor, h_scale: torch.Tensor | None, layer: LayerWeights
     ) -> torch.Tensor:
         """SwiGLU of `h` in what `down` takes its inputs in, into `b`."""
-        weight, dense = layer.gate_up, self._takes(layer.down) == self.dtype
+        weight, dense = layer.gate_up, self._products.takes(layer.down) == self.dtype
         if dense and isinstance(weight, DenseWeight) and prompts.takes(h, weight.weight):
             prompts.gate_up(h, weight.weight, b.act)
             return b.act
-        scales = self._linear(h, h_scale, weight, b.gate_up)
+        scales = self._products.compute(h, h_scale, weight, b.gate_up)
         act, act_scale = (b.act, None) if dense or b.act_q is None else (b.act_q, b.act_scale)
         elementwise.silu_mul(b.gate_up, act, act_scale, x_scales=scales)
         return act
@@ -338,7 +330,7 @@ class CudaDecoder:
         if isinstance(weight, DenseWeight) and x.shape[0] >= _ADDING_ROWS:
             b.x.addmm_(x, weight.weight.t())
             return None
-        return b.out, self._linear(x, x_scale, weight, b.out)
+        return b.out, self._products.compute(x, x_scale, weight, b.out)
 
     def _head(self, b: Buffers, logit_rows_R: torch.Tensor | None, rest: _Rest | None) -> torch.Tensor:
         """Final norm and logits [R, V] of the wanted rows, or of all."""
@@ -354,7 +346,7 @@ class CudaDecoder:
             h, scale, logits = self._head_rows[:rows], self._head_scale[:rows], self._logits[:rows]
         if rows:
             self._norm(b, self.weights.final_norm, rest, h, scale, logit_rows_R)
-            self._linear(h, scale, self.weights.head, logits)
+            self._products.compute(h, scale, self.weights.head, logits)
         return logits
 
     def _rope(
@@ -372,43 +364,12 @@ class CudaDecoder:
             eps=self.spec.rms_norm_eps, x_scales=scales, **where,
         )  # fmt: skip
 
-    def _linear(
-        self, x: torch.Tensor, x_scale: torch.Tensor | None, weight: Linear, out: torch.Tensor
-    ) -> Scales | None:
-        """``out = x @ weight.T`` without the bias (only QKV has one, and `rope_write` adds it).
-
-        Returns:
-            What the next kernel has to multiply `out` by: cuBLAS takes a scale a tensor faster than a scale a row, and
-            the kernel that follows reads every element anyway. The head is never float8, so it has no next kernel.
-        """
-        if isinstance(weight, DenseWeight):
-            torch.mm(x, weight.weight.t(), out=out)
-        elif isinstance(weight, Fp8Weight):
-            assert x_scale is not None
-            torch._scaled_mm(
-                x, weight.q.t(), scale_a=self._shrink, scale_b=self._one, out_dtype=out.dtype, use_fast_accum=True,
-                out=out,
-            )  # fmt: skip
-            return x_scale, self._fp8_columns[id(weight)]
-        elif isinstance(weight, Int8Weight) and weight.dynamic_activations:
-            assert x_scale is not None
-            rows = x.shape[0]
-            if rows < MIN_INT_MM_ROWS:
-                x = torch.as_strided(x, (MIN_INT_MM_ROWS, x.shape[1]), x.stride())
-            product = torch._int_mm(x, weight.q.t())
-            elementwise.scale_int32(product[:rows], x_scale, weight.scale, out)
-        else:
-            assert isinstance(weight, Int8Weight), "groups are refused when a model is loaded for a GPU"
-            torch.mm(x, weight.q.to(x.dtype).t(), out=out)
-            out.mul_(weight.scale)
-        return None
-
     def _buffers_for(self, tokens: int) -> Buffers:
         held = self._buffers
         return (
             held.first(tokens)
             if tokens <= held.x.shape[0]
-            else Buffers(self.spec, tokens, self.dtype, self._activation, self.device)
+            else Buffers(self.spec, tokens, self.dtype, self._products.activation, self.device)
         )
 
     def _scratch_of_choice(self, rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -451,23 +412,7 @@ def unsupported(decoder: Decoder) -> str | None:
         return f"a layer is wider than {_MOST_WIDTH}"
     widths = (spec.hidden_size, spec.intermediate_size, spec.num_heads * spec.head_dim)
     linears = (w for layer in decoder.weights.layers for w in (layer.qkv, layer.o, layer.gate_up, layer.down))
-    eight_bit = any(_activation_dtype(weight, decoder.dtype).itemsize == 1 for weight in linears)
+    eight_bit = any(activation_dtype(weight, decoder.dtype).itemsize == 1 for weight in linears)
     if eight_bit and any(n % 16 for n in widths):
         return f"8-bit products take widths that are multiples of 16, and one of {widths} is not"
     return None
-
-
-def _activation_dtype(weight: Linear, kind: torch.dtype) -> torch.dtype:
-    """What the inputs of a product are given in."""
-    if isinstance(weight, Fp8Weight):
-        return torch.float8_e4m3fn
-    if isinstance(weight, Int8Weight) and weight.dynamic_activations:
-        return torch.int8
-    return kind
-
-
-def _parts(weight: Linear) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """(elements [N, K], scale [N], bias [N])."""
-    if isinstance(weight, DenseWeight):
-        return weight.weight, None, weight.bias
-    return weight.q, weight.scale, weight.bias
