@@ -34,6 +34,7 @@ _STEP = 0.05
 HELD_OUT = 3  # sequences of the calibration texts
 _UNIT = 32  # tokens resampled together
 _ROWS = 128  # distributions held at a time
+_HEAD_ROWS = 4096  # of the head rounded at a time
 Kept = frozenset[tuple[int, str]]
 Array = NDArray[np.float64]
 
@@ -149,7 +150,12 @@ class Frontier:
 
         points = [point(i, False) for i in range(len(shares))]
         if self._recipe.rounds_head:
-            rounded_VH = round_trip(head_VH, weight_scales(head_VH, INT8, "max"), INT8)
+            rounded_VH = torch.empty_like(head_VH)
+            for first in range(0, len(head_VH), _HEAD_ROWS):
+                rows_VH = head_VH[first : first + _HEAD_ROWS]
+                rounded_VH[first : first + _HEAD_ROWS] = round_trip(
+                    rows_VH, weight_scales(rows_VH, INT8, "max"), INT8
+                )
             # rounding adds loss: where the goal is missed without it there is nothing to see, but for the plain recipe
             points += [point(i, True) for i, seen in enumerate(points) if i == 0 or seen.meets(self._recipe)]
         return points
