@@ -6,7 +6,7 @@ rounds, and the share of the machine's ceiling. Written: everything, as JSON. Th
 two cores.
 
 ours int8: weights and activations in int8. ours int4: the model's own 4-bit blocks (the default model is a Q4_1 file)
-with int8 activations. kv8: with an int8 KV-cache. lookup: with prompt-lookup speculation, in the case `summarise` only.
+with int8 activations. kv8: with an int8 KV-cache. lookup: with prompt-lookup speculation of up to ten tokens, in the case `summarise` only.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from inferoptim.models.tokenizer import load_tokenizer
 
 CASES = "decode-1,decode-8,prefill-512,prefill-2000,summarise,decode-32"
 ENGINES = (
-    "ours int8,ours int8 kv8,ours int4,ours int4 kv8,ours int4 lookup,transformers bf16,"
+    "ours int8,ours int8 kv8,ours int4,ours int4 kv8,ours int8 lookup,ours int4 lookup,transformers bf16,"
     "llama.cpp Q8_0,llama.cpp Q4_1,llama.cpp Q4_0,OpenVINO int8"
 )
 LONG_S = 10.0  # an engine that took longer on a case is asked once

@@ -16,6 +16,7 @@ from benchmarks.cpu.cases import Case
 from inferoptim.models.hub import ModelFiles
 
 ROOT = Path(__file__).resolve().parents[2]
+LOOKUP_TOKENS = 10  # proposals at most: the engine takes fewer where fewer pay
 
 
 class Skipped(Exception):
@@ -118,6 +119,7 @@ def start(name: str, files: ModelFiles, python: Path, threads: int, sequences: i
             config["kv_quantization"] = "int8"
         if "lookup" in name:
             config["speculative"] = "prompt-lookup"
+            config["num_speculative_tokens"] = LOOKUP_TOKENS
         return Engine(name, "ours", own, {"model": str(files.folder), "config": config})
     if name.startswith("transformers"):
         return Engine(name, "transformers", own, {"model": str(files.folder), "threads": threads})
