@@ -46,10 +46,11 @@ def test_a_conversation_goes_through_the_models_template(llm: LLM):
 
 
 def test_a_stream_adds_up_and_stops_at_a_stop_string(llm: LLM):
-    whole = llm.generate(PROMPTS[0], GREEDY).text
-    deltas = [out.delta for out in llm.stream(PROMPTS[0], GREEDY)]
-    assert "".join(deltas) == whole
+    longer = GREEDY.model_copy(update={"max_tokens": 40})  # up to eight tokens come together
+    deltas = [out.delta for out in llm.stream(PROMPTS[0], longer)]
+    assert "".join(deltas) == llm.generate(PROMPTS[0], longer).text
     assert len(deltas) > 3
+    whole = llm.generate(PROMPTS[0], GREEDY).text
     stop = whole[4:7]
     stopped = GREEDY.model_copy(update={"stop": (stop,)})
     out = llm.generate(PROMPTS[0], stopped)
