@@ -205,7 +205,7 @@ def tune(args: argparse.Namespace, keep: Keep) -> bool:
         print(f"FAIL tune: {seen['error']}")
         return False
     print(
-        f"tune: {seen['space']}, {seen['spent_s']:.0f} s of {TUNE_S:.0f}, the second time {seen['again_s']} s"
+        f"tune: {seen['steps']} {seen['runs']}, {seen['spent_s']:.0f} s of {TUNE_S:.0f}, the second time {seen['again_s']} s"
     )
     for trial in seen["trials"]:
         print(f"  {trial}")

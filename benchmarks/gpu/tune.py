@@ -21,20 +21,20 @@ def search(
         cuda: search what a GPU's build would.
         engine: fields that are fixed; they are not searched.
     """
-    from inferoptim.build.tune import TuneRequest, search_space, tune
+    from inferoptim.build.tune import TuneRequest, plan, tune
     from inferoptim.hardware.cpu import usable_cores
     from inferoptim.models.hub import resolve_model
 
     request = TuneRequest(resolve_model(model).folder, dict(engine or {}), LIMITS, budget_s)
-    space = search_space(request.engine, cuda=cuda, cores=usable_cores())
+    asked_for = plan(request, cuda=cuda, cores=usable_cores())
     with (
         tempfile.TemporaryDirectory() as empty,
         mock.patch("inferoptim.build.tune.cache_root", return_value=Path(empty)),
     ):
-        found = tune(request, space=space)
-        asked = time.perf_counter()
-        again = tune(request, space=space)
-        again_s = time.perf_counter() - asked
+        found = tune(request, asked=asked_for)
+        begun = time.perf_counter()
+        again = tune(request, asked=asked_for)
+        again_s = time.perf_counter() - begun
         remembered = len(list(Path(empty, "tuning").glob("*.json")))
     failed = [
         what
@@ -48,7 +48,8 @@ def search(
     return {
         "model": model,
         "machine": found.machine,
-        "space": {name: list(values) for name, values in space.items()},
+        "steps": {question.name: list(question.values) for question in asked_for.steps},
+        "runs": {name: list(values) for name, values in asked_for.runs.items()},
         "trials": [dict(trial) for trial in found.trials],
         "settings": dict(found.settings),
         "spent_s": found.spent_s,

@@ -19,7 +19,59 @@ Model = TypeVar("Model", bound=BaseModel)
 Speculative = Literal["none", "prompt-lookup", "draft"]
 
 
-class EngineConfig(BaseModel):
+class KernelSettings(BaseModel):
+    """How kernels cut their work. What is best depends on the machine: `inferoptim build --tune-budget` searches it.
+
+    The defaults are the best of docs/performance.md's machines. On a CPU none changes a result; on a GPU sums are rounded in
+    another order.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt_rows: int = Field(
+        48,
+        ge=1,
+        le=4096,
+        description="CPU: tokens of a step for each thread from which on threads share out the tokens (prompts), not the weights.",
+    )
+    prompt_block: int = Field(
+        64,
+        ge=8,
+        le=1024,
+        multiple_of=8,
+        description="CPU: tokens of a prompt that go through a layer together.",
+    )
+    product_tasks: int = Field(
+        2, ge=1, le=64, description="CPU: pieces that a product of few tokens is cut into for each thread."
+    )
+    kv_split_programs: int = Field(
+        264,
+        ge=1,
+        le=8192,
+        description="GPU: programs that decode attention is cut into, over sequences, KV heads and parts of each context.",
+    )
+    few_rows: int | None = Field(
+        None,
+        ge=0,
+        le=32,
+        description="GPU: most sequences of a decode step whose products go through this project's own kernels, not cuBLAS "
+        "(compute capability 9.0 or later); default: 32, with fp8 weights 16.",
+    )
+    cuda_attention_rows: int = Field(
+        64,
+        ge=0,
+        le=4096,
+        description="GPU: most sequences of a decode step whose 16-bit cache is read by the kernel in CUDA C++, not Triton's.",
+    )
+    prompt_kernel_rows: int = Field(
+        1024,
+        ge=1,
+        description="GPU: tokens of a step from which on gate, up and SwiGLU are one kernel, not cuBLAS and another "
+        "(compute capability 9.0, 16-bit weights).",
+    )
+
+
+class EngineConfig(KernelSettings):
     """One engine configuration: where it runs, its memory, and every lever on or off.
 
     The defaults are the levers' *on* state that is lossless and safe everywhere; `levers_off` is the first rung.

@@ -67,7 +67,7 @@ def use_cuda_path_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "Event", HostEvent)
     monkeypatch.setattr(cuda, "unsupported", lambda decoder: None)
     monkeypatch.setattr(
-        attention, "num_splits", lambda rows, heads: 2
+        attention, "num_splits", lambda rows, heads, programs: 2
     )  # the interpreter takes its time for each
     monkeypatch.setattr(loading, "_compile", compile_)
     monkeypatch.setattr(assembly, "Runner", HostRunner)

@@ -51,7 +51,7 @@ int main(int, char** argument) {
     auto embedding = numbers(VOCAB * HIDDEN, 1), norm = numbers(HIDDEN, 0.1f, 1);
     std::vector<uint16_t> short_embedding;
     for (float x : embedding) short_embedding.push_back(float_to_bf16(x));
-    ModelSource source{HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, DIM, VOCAB, 2, 1e-5f, bf16, bf16 ? (void*)short_embedding.data() : embedding.data(),
+    ModelSource source{HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, DIM, VOCAB, 2, 48, 64, 2, 1e-5f, bf16, bf16 ? (void*)short_embedding.data() : embedding.data(),
                        norm.data()};
     void* model = io_create(&source);
     std::vector<std::vector<char>> caches;

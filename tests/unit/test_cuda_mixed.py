@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from inferoptim.config import KernelSettings
 from inferoptim.kernels import stock
 from inferoptim.kernels.reference import quantize_kv
 from inferoptim.kernels.triton.elementwise import Scales
@@ -76,7 +77,7 @@ def test_each_product_gets_its_inputs_in_the_type_that_it_takes(
     for user in (cuda, cuda_products):
         monkeypatch.setattr(user, "elementwise", kernels)
     step = cuda.CudaDecoder.__new__(cuda.CudaDecoder)
-    step.spec, step.dtype = spec, torch.float32
+    step.spec, step.dtype, step._settings = spec, torch.float32, KernelSettings()
     step.weights = SimpleNamespace(layers=(layer,))  # type: ignore[assignment]
     step._products = cuda_products.Products(list(weights.values()), torch.float32, torch.device("cpu"))
     assert step._products.activation == (kind if any(eight_bit) else torch.float32)

@@ -135,7 +135,15 @@ def test_the_search_of_a_gpu_runs_from_nothing_and_is_remembered(
     fields = {"kernels": "torch", "num_threads": 1, "max_num_batched_tokens": 64}
     seen = tune.search(where, 100.0, engine=fields)
     assert seen["failed"] == []
-    assert set(seen["space"]) == {"block_size", "max_num_seqs"}
+    assert set(seen["runs"]) == {"max_num_seqs"}
+    assert set(seen["steps"]) == {
+        "kv_split_programs",
+        "few_rows",
+        "cuda_attention_rows",
+        "prompt_kernel_rows",
+        "block_size",
+    }
+    assert seen["trials"][0]["why"].startswith("the configuration leaves out the kernels")
     assert {trial.get("max_num_seqs") for trial in seen["trials"]} == {None, 8, 16, 64, 128}
     monkeypatch.setattr(phases, "call", lambda *_args, **_fields: seen)
     assert phases.PHASES["tune"](arguments(), lambda _part, _result: None)

@@ -157,6 +157,7 @@ def _compile(decoder: Decoder, config: EngineConfig) -> DecoderLike:
             max_tokens=config.max_num_batched_tokens,
             max_model_len=config.max_model_len or decoder.spec.max_position,
             max_logit_rows=logit_rows(config),
+            settings=config,
         )
     if not config.compiled_step:
         return without_groups(decoder)
@@ -165,7 +166,7 @@ def _compile(decoder: Decoder, config: EngineConfig) -> DecoderLike:
 
     why_not = unsupported(decoder) or cpu.why_not()
     if why_not is None:
-        return FusedDecoder(decoder, config.num_threads)
+        return FusedDecoder(decoder, config.num_threads, config)
     if config.kernels == "native":
         raise UnsupportedError(f"kernels=native: {why_not}; use kernels=auto to run on torch operators")
     _announce_fallback(why_not)

@@ -127,7 +127,7 @@ def launch_everything(spec: ModelSpec, config: EngineConfig, dtype: torch.dtype,
     decoder = CudaDecoder(
         _decoder(spec, dtype, quantization),
         max_num_seqs=config.max_num_seqs, max_tokens=config.max_num_batched_tokens, max_model_len=max_model_len,
-        max_logit_rows=logit_rows(config),
+        max_logit_rows=logit_rows(config), settings=config,
     )  # fmt: skip
     kv = allocate_kv_cache(
         spec, 2, config.block_size, model_dtype=dtype, device=_META, kv_quantization=config.kv_quantization

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
+from inferoptim.config import KernelSettings
 from inferoptim.errors import UnsupportedError
 from inferoptim.kernels.cuda import attention as cuda_attention
 from inferoptim.kernels.cuda import linear, prompts
@@ -66,6 +67,7 @@ class CudaDecoder:
         max_logit_rows: most rows of logits in one usual step, not under `max_num_seqs`; default: as many.
         max_tokens: tokens of the largest usual step; larger ones work and allocate memory for themselves.
         max_model_len: positions to prepare rotations for.
+        settings: how kernels cut their work.
 
     Raises:
         UnsupportedError: see `unsupported`.
@@ -79,10 +81,12 @@ class CudaDecoder:
         max_tokens: int,
         max_model_len: int,
         max_logit_rows: int | None = None,
+        settings: KernelSettings | None = None,
     ) -> None:
         if (reason := unsupported(decoder)) is not None:
             raise UnsupportedError(f"CUDA kernels: {reason}; use kernels=torch")
         spec, weights = decoder.spec, decoder.weights
+        self._settings = settings = settings or KernelSettings()
         self.spec = spec
         self.device = decoder.device
         self.dtype = decoder.dtype
@@ -95,7 +99,9 @@ class CudaDecoder:
         linears = [w for layer in weights.layers for w in (layer.qkv, layer.o, layer.gate_up, layer.down)]
         self._products = Products(linears, self.dtype, self.device)
         self._fused_rope = not spec.qk_norm
-        self._most_few = linear.most_rows([parts(w)[0] for w in linears], self.dtype, self.device)
+        self._most_few = linear.most_rows(
+            [parts(w)[0] for w in linears], self.dtype, self.device, settings.few_rows
+        )
         self._buffers = Buffers(
             spec, max(max_tokens, max_num_seqs), self.dtype, self._products.activation, self.device
         )
@@ -112,7 +118,12 @@ class CudaDecoder:
         )  # fmt: skip
         self._head_scale = torch.empty(max(most, MIN_INT_MM_ROWS), dtype=torch.float32, device=self.device)
         self._scratch = attention.DecodeScratch.allocate(
-            max_num_seqs, spec.num_heads, spec.num_kv_heads, spec.head_dim, self.device
+            max_num_seqs,
+            spec.num_heads,
+            spec.num_kv_heads,
+            spec.head_dim,
+            self.device,
+            settings.kv_split_programs,
         )
 
     # ---- the contract of every decoder ------------------------------------------------------------------------
@@ -260,7 +271,8 @@ class CudaDecoder:
 
     def _attend_decoding(self, q: torch.Tensor, cache: KVLayer, out: torch.Tensor, **where: Any) -> None:
         group = self.spec.num_heads // self.spec.num_kv_heads
-        kernels: Any = cuda_attention if cuda_attention.takes(q, cache, group) else attention
+        ours = cuda_attention.takes(q, cache, group, self._settings.cuda_attention_rows)
+        kernels: Any = cuda_attention if ours else attention
         kernels.decode_attention(q, cache, out, self._scratch, num_heads=self.spec.num_heads, **where)
 
     # ---- parts ------------------------------------------------------------------------------------------------
@@ -306,7 +318,8 @@ class CudaDecoder:
     ) -> torch.Tensor:
         """SwiGLU of `h` in what `down` takes its inputs in, into `b`."""
         weight, dense = layer.gate_up, self._products.takes(layer.down) == self.dtype
-        if dense and isinstance(weight, DenseWeight) and prompts.takes(h, weight.weight):
+        least = self._settings.prompt_kernel_rows
+        if dense and isinstance(weight, DenseWeight) and prompts.takes(h, weight.weight, least):
             prompts.gate_up(h, weight.weight, b.act)
             return b.act
         scales = self._products.compute(h, h_scale, weight, b.gate_up)

@@ -9,6 +9,7 @@ import ctypes
 
 import torch
 
+from inferoptim.config import KernelSettings
 from inferoptim.errors import UnsupportedError
 from inferoptim.hardware.cpu import usable_cores
 from inferoptim.kernels import cpu
@@ -34,12 +35,15 @@ from inferoptim.quant.formats import DenseWeight, Fp8Weight, GroupedWeight, Int8
 class FusedDecoder:
     """Runs a step in native code. Holds its own copy of the weights; the KV-cache belongs to the caller."""
 
-    def __init__(self, decoder: Decoder, num_threads: int | None = None) -> None:
+    def __init__(
+        self, decoder: Decoder, num_threads: int | None = None, settings: KernelSettings | None = None
+    ) -> None:
         """Pack a decoder's weights, which are not needed afterwards.
 
         Args:
             decoder: on the CPU, float32 or bfloat16; dense, int8 or in groups.
             num_threads: default: the cores that this process may use.
+            settings: how a step is cut; changes no result.
 
         Raises:
             UnsupportedError: see `unsupported`; or the kernels are not available here.
@@ -56,6 +60,7 @@ class FusedDecoder:
         self._angles = cos_sin(torch.arange(0), weights.inv_freq)
         self._kv: KVCache | None = None
         self._kv_pointers: tuple[ctypes.Array[ctypes.c_void_p], ...] = ()
+        cut = settings or KernelSettings()
         keep = Keep()
         source = ModelSource(
             hidden=spec.hidden_size,
@@ -66,6 +71,9 @@ class FusedDecoder:
             head_dim=spec.head_dim,
             vocab=spec.vocab_size,
             threads=self.num_threads,
+            prompt_rows=cut.prompt_rows,
+            prompt_block=cut.prompt_block,
+            tasks=cut.product_tasks,
             eps=spec.rms_norm_eps,
             embedding_type=0 if self._embedding.dtype == torch.float32 else 1,
             embedding=self._embedding.data_ptr(),

@@ -21,7 +21,7 @@ from inferoptim.errors import ConfigError, UnsupportedError
 from inferoptim.hardware.cpu import cpu_facts
 from inferoptim.hardware.measure_cpu import find_compiler
 
-ABI = 4  # io_abi() of step.cpp
+ABI = 5  # io_abi() of step.cpp
 _SOURCES = tuple(
     sorted(path.name for path in Path(__file__).parent.glob("*.[ch]*") if path.suffix in (".cpp", ".h"))
 )

@@ -12,6 +12,7 @@ struct LayerSource {
 
 struct ModelSource {
     int32_t hidden, intermediate, layers, heads, kv_heads, head_dim, vocab, threads;
+    int32_t prompt_rows, prompt_block, tasks;  // how a step is cut, see plan.h
     float eps;
     int32_t embedding_type;  // 0 float32, 1 bfloat16
     const void* embedding;   // [vocab, hidden]; the caller keeps it alive

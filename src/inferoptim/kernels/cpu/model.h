@@ -35,7 +35,8 @@ struct Model {
     size_t width() const { return (size_t)(s.heads + 2 * s.kv_heads) * s.head_dim; }
     Widths widths() const {
         const Layer& one = *layers[0];  // all alike
-        return {(int)layers.size(), s.heads, s.kv_heads, s.head_dim, pool.threads(), one.o.panels, one.gate_up.panels, one.down.panels, head.panels};
+        return {(int)layers.size(), s.heads, s.kv_heads, s.head_dim, pool.threads(), s.prompt_rows, s.prompt_block, s.tasks,
+                one.o.panels, one.gate_up.panels, one.down.panels, head.panels};
     }
 
     // Packs a layer's weights, panels in parallel. Returns the bytes that a step reads of it.
@@ -120,7 +121,7 @@ struct Model {
         if (plan.few) grow(product, t * s.intermediate);
         in.reserve(std::max(plan.few && !plan.alone ? t : 0, rows), widest, groups);
         for (auto& desk : desks) {
-            const size_t own = plan.few ? std::min(t, ALONE) : BLOCK + 8;
+            const size_t own = plan.few ? std::min(t, ALONE) : s.prompt_block + 8;
             desk.in.reserve(own, widest, groups);
             grow(desk.normal, own * s.hidden);
             if (!plan.few) grow(desk.product, own * s.intermediate);

@@ -36,6 +36,7 @@ class ModelSource(Structure):
     _fields_ = (
         *((name, c_int32) for name in ("hidden", "intermediate", "layers")),
         *((name, c_int32) for name in ("heads", "kv_heads", "head_dim", "vocab", "threads")),
+        *((name, c_int32) for name in ("prompt_rows", "prompt_block", "tasks")),
         ("eps", c_float),
         ("embedding_type", c_int32),
         ("embedding", c_void_p),

@@ -17,15 +17,17 @@ struct Piece {
     int sequence, head0, head1, pair0, pairs;
 };
 
-constexpr size_t ALONE = 4;   // up to so many rows, each thread converts a product's inputs for itself
-constexpr size_t BLOCK = 64;  // rows that go through a layer together
+constexpr size_t ALONE = 4;  // up to so many rows, each thread converts a product's inputs for itself
 
 // The share i of n things among `parts`.
 static inline size_t part(size_t n, size_t i, size_t parts) { return n * i / parts; }
 
-// The shape of the model, as far as the cut depends on it.
+// The shape of the model, as far as the cut depends on it, and how to cut.
 struct Widths {
     int layers, heads, kv_heads, head_dim, threads;
+    int prompt_rows;   // from so many rows for each thread on, threads share out rows and not outputs
+    int prompt_block;  // of these, how many go through a layer together
+    int tasks;         // pieces of a product for each thread
     int o_panels, gate_up_panels, down_panels, head_panels;
 
     // Heads whose outputs fill whole panels together.
@@ -46,7 +48,7 @@ struct Plan {
     // The phases of a step and how many tasks each has.
     void make(const Step& b, const Widths& w) {
         const size_t tokens = b.tokens;
-        few = tokens < (size_t)48 * w.threads;
+        few = tokens < (size_t)w.prompt_rows * w.threads;
         alone = tokens <= ALONE;
         phases.clear();
         counts.clear();
@@ -55,7 +57,7 @@ struct Plan {
             counts.push_back((int)tasks);
         };
         pieces_of(b, w);
-        auto parts = [&](size_t n) { return std::min(n, (size_t)(w.threads == 1 ? 1 : 2 * w.threads)); };
+        auto parts = [&](size_t n) { return std::min(n, (size_t)(w.threads == 1 ? 1 : w.tasks * w.threads)); };
         const size_t rows = alone ? 0 : parts(tokens);
         const int last = w.layers - 1;
         if (few) {
@@ -73,7 +75,7 @@ struct Plan {
             }
         } else {
             const size_t t = w.threads;
-            blocks = ((tokens + BLOCK - 1) / BLOCK + t - 1) / t * t;
+            blocks = ((tokens + w.prompt_block - 1) / w.prompt_block + t - 1) / t * t;
             wanted.assign(blocks, 0);
             for (int r = 0; r < b.rows; ++r)
                 for (size_t i = 0; i < blocks; ++i)

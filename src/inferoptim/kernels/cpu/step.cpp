@@ -32,7 +32,7 @@ int64_t io_set_head(void* model, const LinearSource* source) {
 
 void io_run(void* model, const Step* step) { ((Model*)model)->run(*step); }
 void io_destroy(void* model) { delete (Model*)model; }
-int32_t io_abi() { return 4; }
+int32_t io_abi() { return 5; }
 const char* io_isa() {
 #if defined(IO_VNNI) && defined(IO_BF16_DOT)
     return "avx512-vnni-bf16";

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from inferoptim.config import KernelSettings
 from inferoptim.kernels.cuda import compile as compiler
 from inferoptim.kernels.triton import attention
 from inferoptim.kernels.triton.launch import CacheLayer
@@ -19,7 +20,7 @@ from inferoptim.kernels.triton.launch import CacheLayer
 _SOURCE = Path(__file__).with_name("attention.cu")
 _TOKENS = 16  # of a warp at a time, which lie in one KV block
 _MOST_HEADS = 8
-_MOST_ROWS = 64  # of a bfloat16 cache: above, Triton's kernel is as fast or faster (docs/LOG.md)
+_MOST_ROWS = KernelSettings().cuda_attention_rows
 
 
 class _Arguments(ctypes.Structure):
@@ -34,17 +35,18 @@ class _Arguments(ctypes.Structure):
     )  # fmt: skip
 
 
-def takes(q: torch.Tensor, cache: CacheLayer, group: int) -> bool:
+def takes(q: torch.Tensor, cache: CacheLayer, group: int, most_rows: int = _MOST_ROWS) -> bool:
     """Whether this kernel can read the cache and is the fastest that can.
 
     Args:
         q: [S, ...]
         group: query heads that share a KV head.
+        most_rows: of a bfloat16 cache: above, Triton's kernel is as fast or faster (docs/LOG.md).
     """
     _, block_size, _, head_dim = cache.k.shape
     fits = head_dim in (64, 128) and group <= _MOST_HEADS and block_size % _TOKENS == 0
     fp8 = cache.k.dtype == torch.float8_e4m3fn
-    faster = fp8 or (cache.k.dtype == q.dtype and q.shape[0] <= _MOST_ROWS)
+    faster = fp8 or (cache.k.dtype == q.dtype and q.shape[0] <= most_rows)
     return fits and faster and compiler.unsupported(q.device, q.dtype) is None
 
 
@@ -73,7 +75,7 @@ def decode_attention(
     """Attention of one query a sequence; arguments as in `kernels/triton/attention.py`."""
     count = rows.shape[0]
     _, block_size, num_kv_heads, head_dim = cache.k.shape
-    splits = attention.num_splits(count, num_kv_heads)
+    splits = attention.num_splits(count, num_kv_heads, scratch.programs)
     pointers = {
         "q": q, "k": cache.k, "v": cache.v, "k_scale": cache.k_scale, "v_scale": cache.v_scale, "rows": rows,
         "positions": positions, "limits": limits, "blocks": block_tables, "out": out, "part": scratch.part,

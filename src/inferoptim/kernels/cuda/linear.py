@@ -40,17 +40,21 @@ class _Arguments(ctypes.Structure):
     )  # fmt: skip
 
 
-def most_rows(weights: Sequence[torch.Tensor], dtype: torch.dtype, device: torch.device) -> int:
+def most_rows(
+    weights: Sequence[torch.Tensor], dtype: torch.dtype, device: torch.device, asked: int | None = None
+) -> int:
     """Up to how many rows of x these kernels are the fastest that take all of `weights` [N, K]; 0 when they cannot.
 
     Args:
         dtype: of x.
+        asked: instead of where the kernels were found to be the fastest; at most 32.
     """
     kinds = {weight.dtype for weight in weights}
     whole = all(weight.shape[1] * weight.element_size() % 16 == 0 for weight in weights)  # a lane's load
     if len(kinds) != 1 or not whole or compiler.unsupported(device, dtype) is not None:
         return 0
-    return _MOST_ROWS.get(kinds.pop(), 0)
+    found = _MOST_ROWS.get(kinds.pop(), 0)
+    return found if asked is None or not found else asked
 
 
 def shared_bytes(tiles: int, fp8: bool, stages: int) -> int:

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
+from inferoptim.config import KernelSettings
 from inferoptim.kernels.cuda import compile as compiler
 from inferoptim.kernels.cuda import tensor_map
 from inferoptim.kernels.triton import launch as triton_launch
 
 _SOURCE = Path(__file__).with_name("prompts.cu")
-_LEAST_ROWS = 1024  # under this many, cuBLAS and a kernel after it serve
+_LEAST_ROWS = KernelSettings().prompt_kernel_rows
 _ROWS, _COLUMNS, _DEPTH, _CLUSTER, _STAGES = 128, 128, 64, 2, 4  # as in the source
 # x, gate and up of every stage, a tile of out, two barriers a stage.
 _SHARED_BYTES = _STAGES * 3 * 128 * _DEPTH * 2 + _ROWS * _COLUMNS * 2 + _STAGES * 16
@@ -28,17 +29,18 @@ class _Arguments(ctypes.Structure):
     )
 
 
-def takes(x: torch.Tensor, weight: torch.Tensor) -> bool:
+def takes(x: torch.Tensor, weight: torch.Tensor, least_rows: int = _LEAST_ROWS) -> bool:
     """Whether this kernel can compute the product, and is faster than two.
 
     Args:
         x: [T, K]
         weight: [2 * I, K], gate above up.
+        least_rows: under this many, cuBLAS and a kernel after it serve.
     """
     (rows, features), columns = x.shape, weight.shape[0] // 2
     fits = x.dtype in (torch.bfloat16, torch.float16) and weight.dtype == x.dtype
     whole = features % 8 == 0 and columns % 8 == 0 and x.is_contiguous() and weight.is_contiguous()
-    if not (fits and whole and rows >= _LEAST_ROWS):
+    if not (fits and whole and rows >= least_rows):
         return False
     capability = triton_launch.capability(x.device)
     return (

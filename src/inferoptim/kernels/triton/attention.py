@@ -14,9 +14,11 @@ import torch
 import triton
 import triton.language as tl
 
+from inferoptim.config import KernelSettings
 from inferoptim.kernels.triton.launch import CacheLayer, next_power_of_2, options
 
 MAX_SPLITS = 32
+PROGRAMS = KernelSettings().kv_split_programs
 
 
 @triton.jit
@@ -334,24 +336,33 @@ class DecodeScratch:
     part: torch.Tensor  # float32
     stat: torch.Tensor  # float32
     count: torch.Tensor  # int32, zero between launches
+    programs: int = PROGRAMS  # that a launch is cut into
 
     @classmethod
     def allocate(
-        cls, max_rows: int, num_heads: int, num_kv_heads: int, head_dim: int, device: torch.device
+        cls,
+        max_rows: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        device: torch.device,
+        programs: int = PROGRAMS,
     ) -> DecodeScratch:
         """Room for any split that `num_splits` chooses, for up to `max_rows` rows."""
-        units = max(rows * num_splits(rows, num_kv_heads) for rows in range(1, max_rows + 1)) * num_kv_heads
+        units = max(rows * num_splits(rows, num_kv_heads, programs) for rows in range(1, max_rows + 1))
+        units *= num_kv_heads
         gp, dp = _group_rows(num_heads // num_kv_heads), next_power_of_2(head_dim)
         return cls(
             part=torch.empty(units * gp * dp, dtype=torch.float32, device=device),
             stat=torch.empty(units * 2 * gp, dtype=torch.float32, device=device),
             count=torch.zeros(max_rows * num_kv_heads, dtype=torch.int32, device=device),
+            programs=programs,
         )
 
 
-def num_splits(rows: int, num_kv_heads: int) -> int:
-    """How many programs share one context: enough of them to fill the device, and no more."""
-    wanted = max(1, min(MAX_SPLITS, 264 // (rows * num_kv_heads)))
+def num_splits(rows: int, num_kv_heads: int, programs: int = PROGRAMS) -> int:
+    """How many programs share one context: as many as make `programs` together, or fewer."""
+    wanted = max(1, min(MAX_SPLITS, programs // (rows * num_kv_heads)))
     return 1 << (wanted.bit_length() - 1)  # a power of 2: few kernels to compile
 
 
@@ -381,7 +392,7 @@ def decode_attention(
     count = rows.shape[0]
     _, block_size, num_kv_heads, head_dim = cache.k.shape
     group = num_heads // num_kv_heads
-    splits = num_splits(count, num_kv_heads)
+    splits = num_splits(count, num_kv_heads, scratch.programs)
     tile, stages, warps = _decode_shape(head_dim, splits, cache.k_scale is not None)
     _decode[(count, num_kv_heads, splits)](
         q, cache.k, cache.v, cache.k_scale, cache.v_scale, rows, positions, limits, block_tables, out,
