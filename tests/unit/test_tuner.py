@@ -68,16 +68,17 @@ def test_each_question_begins_with_what_the_one_before_left() -> None:
     assert clock.made == [{}, {"few_rows": 8}, {"few_rows": 8}, {"few_rows": 8, "block_size": 32}]
 
 
+@pytest.mark.parametrize("longest", [300, 20])
 @pytest.mark.parametrize("cuda", [False, True])
-def test_what_is_asked_fits_the_batch_and_the_engine_knows_each_name(cuda: bool) -> None:
-    asked = questions({"block_size": 32}, {"max_batch_size": 6}, cuda=cuda, cores=4, longest=300)
+def test_what_is_asked_fits_the_batch_and_the_engine_knows_each_name(cuda: bool, longest: int) -> None:
+    asked = questions({"block_size": 32}, {"max_batch_size": 6}, cuda=cuda, cores=4, longest=longest)
     assert "block_size" not in {q.name for q in asked}
     for question in asked:
         for value in question.values:
             EngineConfig.create(**{question.name: value})
         for situation in question.situations:
             assert situation.sequences <= 6
-            assert situation.context <= 300
+            assert 0 < situation.context <= longest
         assert len(set(question.situations)) == len(question.situations)
 
 

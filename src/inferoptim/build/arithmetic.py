@@ -44,6 +44,18 @@ def predicted_tensor_bytes(
     return total
 
 
+def streaming_bytes(spec: ModelSpec, dtype: torch.dtype, tokens: int) -> int:
+    """Most memory that a pass of `tokens` needs while layers are read one after the other: embedding and head, a layer and its
+    copies, logits in `dtype` and float32, and what stands between gate, up and down."""
+    layer = spec.body_parameters // spec.num_layers
+    ends = 2 * spec.head_parameters * dtype.itemsize
+    return (
+        ends
+        + 3 * layer * 4
+        + tokens * (spec.vocab_size * (dtype.itemsize + 4) + 6 * spec.intermediate_size * 4)
+    )
+
+
 def read_bytes(spec: ModelSpec, dtype: torch.dtype, tensors_bytes: int, *, head_rounded: bool) -> int:
     """Bytes of weights that a decode step reads: all but the embedding, and the head as the engine holds it.
 

@@ -16,7 +16,7 @@ import torch
 
 from inferoptim import __version__
 from inferoptim.build import artefact as parts
-from inferoptim.build.arithmetic import predicted_tensor_bytes, source_tensor_bytes
+from inferoptim.build.arithmetic import predicted_tensor_bytes, source_tensor_bytes, streaming_bytes
 from inferoptim.build.calibration import calibration_set, language_warning
 from inferoptim.build.frontier import HELD_OUT
 from inferoptim.build.prove import Runnable, prove
@@ -222,10 +222,12 @@ def _prove(
         warnings.append("no text for the proof was given: quality was not measured")
         return None, None
     spec = SourceModel(request.files.folder).spec
-    needed, room = 2 * source_tensor_bytes(spec, dtype), _free_memory_bytes()
-    if needed > room:
+    room = _free_memory_bytes()
+    streamed = 2 * source_tensor_bytes(spec, dtype) > room
+    tokens = sum(len(ids) for several in texts.values() for ids in several)
+    if streamed and (needed := streaming_bytes(spec, dtype, tokens)) > room:
         warnings.append(
-            f"quality was not measured: the source in memory takes about {format_bytes(needed)}, {format_bytes(room)} are free here"
+            f"quality was not measured: that takes about {format_bytes(needed)} of memory, {format_bytes(room)} are free here"
         )
         return None, None
     device = choose_device(EngineConfig.create())
@@ -242,6 +244,7 @@ def _prove(
         request.proof_source,
         device=device,
         dtype=torch.bfloat16 if on_cpu and dtype == torch.float16 else dtype,
+        streamed=streamed,
         progress=progress,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from inferoptim.engine.runner import DecoderLike
 from inferoptim.engine.scoring import Scorer, TokenDivergence, divergence
 from inferoptim.kernels import cpu
 from inferoptim.models.artefact import engine_fields
+from inferoptim.models.decoder import Decoder, LayersOnDisk
 from inferoptim.models.fused import FusedDecoder, unsupported
 from inferoptim.models.hub import resolve_model
 from inferoptim.models.load import load_decoder, read_spec
@@ -49,22 +51,24 @@ def divergences(
     device: torch.device,
     dtype: torch.dtype,
     emulate_fp8: bool,
+    streamed: bool = False,
     progress: Progress | None = None,
 ) -> tuple[list[TokenDivergence], DecoderLike]:
     """Two models on the same texts, one in memory at a time.
 
     Args:
         emulate_fp8: round what a device with FP8 products would, where this one has none.
+        streamed: not even one: all texts go through a layer, then the next one is read.
 
     Returns:
         (a divergence for each text, the other model's decoder).
     """
-    steps = _steps([len(ids) for ids in texts])
+    steps = [range(len(texts))] if streamed else _steps([len(ids) for ids in texts])
     room = max(sum(_blocks(len(texts[i])) for i in step) for step in steps) * _BLOCK
-    with (
-        tempfile.TemporaryFile() as spill
-    ):  # the first model's logits: they outlive it, and may not fit in memory
-        decoder = _load(reference, device, dtype, emulate_fp8)
+    # the first model's logits outlive it, and may not fit in memory
+    with tempfile.TemporaryFile() as spill, ExitStack() as files:
+        on_disk = files if streamed else None
+        decoder = _load(reference, device, dtype, emulate_fp8, on_disk)
         scorer = Scorer(decoder, room, reference.kv_quantization, _BLOCK)
         vocab = decoder.spec.vocab_size
         for step in steps:
@@ -74,7 +78,7 @@ def divergences(
         del scorer, decoder
         spill.flush()
         spill.seek(0)
-        runner = _load(other, device, dtype, emulate_fp8)
+        runner = _load(other, device, dtype, emulate_fp8, on_disk)
         scorer = Scorer(runner, room, other.kv_quantization, _BLOCK)
         results = []
         for step in steps:
@@ -114,6 +118,7 @@ def prove(
     *,
     device: torch.device,
     dtype: torch.dtype,
+    streamed: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Quality, int]:
     """Compare the built model with its source, text by text.
@@ -121,6 +126,7 @@ def prove(
     Args:
         texts: language → token ids of each text; the texts are the units that intervals resample.
         description: the texts in words.
+        streamed: neither model is loaded, see `divergences`.
 
     Returns:
         (quality, bytes of the artefact's weights in memory).
@@ -133,6 +139,7 @@ def prove(
         device=device,
         dtype=dtype,
         emulate_fp8=device.type == "cpu",
+        streamed=streamed,
         progress=progress,
     )
     results = [(language, d) for (language, _), d in zip(flat, compared, strict=True)]
@@ -145,17 +152,24 @@ def prove(
     quality = Quality(
         texts=description,
         tokens=sum(d.num_tokens for d in every),
-        computed_by=type(runner).__name__,
+        computed_by=type(runner).__name__ + (", layers read one after the other" if streamed else ""),
         detectable_perplexity_increase=detectable_increase(
             [float((d.nll - d.nll_reference).mean()) for d in every], [d.num_tokens for d in every]
         ),
         by_language=by_language,
         **values,
     )
-    return quality, runner.weight_bytes
+    resident = runner.weight_bytes
+    if streamed:
+        assert isinstance(runner, Decoder)
+        assert isinstance(runner.weights.layers, LayersOnDisk)
+        resident += sum(runner.weights.layers.seen_bytes.values())
+    return quality, resident
 
 
-def _load(model: Runnable, device: torch.device, dtype: torch.dtype, emulate_fp8: bool) -> DecoderLike:
+def _load(
+    model: Runnable, device: torch.device, dtype: torch.dtype, emulate_fp8: bool, on_disk: ExitStack | None
+) -> DecoderLike:
     """The decoder on the op set that would serve it."""
     decoder = load_decoder(
         model.folder,
@@ -163,8 +177,9 @@ def _load(model: Runnable, device: torch.device, dtype: torch.dtype, emulate_fp8
         dtype=dtype,
         quantization=model.quantization,
         emulate_fp8=emulate_fp8,
+        on_disk=on_disk,
     )
-    if unsupported(decoder) is None and cpu.available():
+    if on_disk is None and unsupported(decoder) is None and cpu.available():
         return FusedDecoder(decoder)
     return decoder
 

@@ -67,14 +67,14 @@ def questions(
         longest: the model's most tokens of a sequence.
     """
     rows = limits.get("max_batch_size", int(engine.get("max_num_seqs", 32)))
-    prompt = min(limits.get("max_input_len", 512), 2048, longest - 64)
-    context = min(prompt + limits.get("max_output_len", 128) // 2, longest - 64)
+    prompt = min(limits.get("max_input_len", 512), 2048, longest)
+    context = min(prompt + limits.get("max_output_len", 128) // 2, longest)
 
     def decodes(*sizes: int) -> tuple[Situation, ...]:
         return tuple(Situation(n, 1, context) for n in dict.fromkeys(min(n, rows) for n in sizes))
 
     def prompts(*sizes: int) -> tuple[Situation, ...]:
-        return tuple(Situation(1, n, n) for n in dict.fromkeys(min(n, longest - 64) for n in sizes))
+        return tuple(Situation(1, n, n) for n in dict.fromkeys(min(n, longest) for n in sizes))
 
     if cuda:
         asked = [

@@ -6,7 +6,9 @@ Hkv KV heads · D head size · V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import torch
 
@@ -31,30 +33,67 @@ class LayerWeights:
     down: Linear  # N = H, K = I
     window: int | None  # sliding window in tokens (a query sees itself and the window - 1 before), or None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors."""
+        norms = (self.input_norm, self.post_norm, self.q_norm, self.k_norm)
+        linears = (self.qkv, self.o, self.gate_up, self.down)
+        return sum(n.nbytes for n in norms if n is not None) + sum(w.nbytes for w in linears)
+
+
+class LayersOnDisk(Sequence[LayerWeights]):
+    """Layers that are read whenever they are asked for; none is held. For models that do not fit in memory.
+
+    Args:
+        read: index → the layer.
+
+    Attributes:
+        seen_bytes: index → bytes, of layers read so far.
+    """
+
+    def __init__(self, read: Callable[[int], LayerWeights], count: int) -> None:
+        self._read = read
+        self._count = count
+        self.seen_bytes: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> LayerWeights: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[LayerWeights]: ...
+    def __getitem__(self, index: int | slice) -> LayerWeights | Sequence[LayerWeights]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._count))]
+        if not -self._count <= index < self._count:
+            raise IndexError(index)
+        layer = self._read(index % self._count)
+        self.seen_bytes[index % self._count] = layer.nbytes
+        return layer
+
 
 @dataclass(frozen=True, slots=True)
 class DecoderWeights:
     """Everything a forward pass reads. `head` may share memory with `embedding` (tied and not quantised)."""
 
     embedding: torch.Tensor  # [V, H], the model's type
-    layers: tuple[LayerWeights, ...]
+    layers: Sequence[LayerWeights]
     final_norm: torch.Tensor  # [H]
     head: Linear  # N = V, K = H
     inv_freq: torch.Tensor  # float32 [D / 2]: rotary frequencies after scaling, radians per position
 
     @property
     def nbytes(self) -> int:
-        """Bytes held in memory; a tied head that shares the embedding's memory counts once."""
+        """Bytes held in memory: a tied head that shares the embedding's memory counts once, layers on disk do not."""
         total = self.embedding.nbytes + self.final_norm.nbytes + self.inv_freq.nbytes
         if not (
             isinstance(self.head, DenseWeight) and self.head.weight.data_ptr() == self.embedding.data_ptr()
         ):
             total += self.head.nbytes
-        for layer in self.layers:
-            norms = (layer.input_norm, layer.post_norm, layer.q_norm, layer.k_norm)
-            total += sum(n.nbytes for n in norms if n is not None)
-            total += sum(w.nbytes for w in (layer.qkv, layer.o, layer.gate_up, layer.down))
-        return total
+        return total + sum(
+            () if isinstance(self.layers, LayersOnDisk) else (layer.nbytes for layer in self.layers)
+        )
 
 
 class Decoder:

@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 from inferoptim.errors import DataError, UnsupportedError
 from inferoptim.kernels.threads import one_thread
-from inferoptim.models.decoder import Decoder, DecoderWeights, LayerWeights
+from inferoptim.models.decoder import Decoder, DecoderWeights, LayersOnDisk, LayerWeights
 from inferoptim.models.gguf_blocks import open_blocks
 from inferoptim.models.rotary import inverse_frequencies
 from inferoptim.models.sources import BLOCKS_NAME, weight_shards
@@ -88,6 +88,7 @@ def load_decoder(
     quantization: str = "none",
     max_layers: int | None = None,
     emulate_fp8: bool = False,
+    on_disk: ExitStack | None = None,
 ) -> Decoder:
     """Load a model.
 
@@ -102,6 +103,7 @@ def load_decoder(
         emulate_fp8: on a device without FP8, compute what one with it would (slow: for judging quality); otherwise such a
             checkpoint is dequantised there.
         max_layers: keep only the first layers (then final norm and head): a draft made of the model itself.
+        on_disk: leave the layers in their files, which stay open until this is closed: every step reads all of them.
 
     Raises:
         DataError: a tensor is missing, misshapen or not finite.
@@ -132,9 +134,10 @@ def load_decoder(
         return quantize_linear(dense, dynamic_activations=quantization == "int8")
 
     has_blocks = (folder / BLOCKS_NAME).is_file()
-    with ExitStack() as stack:
+    with ExitStack() as loading:
+        stack = on_disk or loading
         if device.type == "cpu":
-            stack.enter_context(one_thread())
+            loading.enter_context(one_thread())
         stored = _reader(folder, stack)
         blocks = open_blocks(folder, stack)
 
@@ -165,7 +168,13 @@ def load_decoder(
         expected_shapes_of = expected_shapes(spec)
         # what a quantised checkpoint holds dense was left so on purpose
         left = convert if scheme is None else DenseWeight
-        layers = tuple(_layer(spec, index, get, quantised, convert, left) for index in range(spec.num_layers))
+
+        def layer(index: int) -> LayerWeights:
+            return _layer(spec, index, get, quantised, convert, left)
+
+        layers = (
+            LayersOnDisk(layer, spec.num_layers) if on_disk else tuple(map(layer, range(spec.num_layers)))
+        )
         embedding = get("model.embed_tokens.weight")
         output = "model.embed_tokens" if spec.tied_embeddings else "lm_head"
         head = quantised(output)
