@@ -295,7 +295,9 @@ class EngineCore:
             if plan is None:
                 return None
             self._launched.append(runner.launch(plan))
-        may = not self._none_ahead and (speculator is None or speculator.may_run_ahead())
+        may = not self._none_ahead and (
+            speculator is None or speculator.may_run_ahead(self._scheduler.num_running)
+        )
         if runner.run_ahead and may:
             ahead = self._scheduler.schedule_ahead(time.perf_counter(), most_steps)
             if ahead is not None:

@@ -15,13 +15,16 @@ from inferoptim.engine.request import Sequence
 from inferoptim.engine.runner import Runner
 from inferoptim.engine.step import Admission, ScheduledSequence, StepPlan
 
-_PROBE_EVERY = 32  # steps between trials of the other answer: speculation judged a loss, or a gain
+_PROBE_EVERY = 32  # least steps between trials of the other answer: speculation judged a loss, or a gain
+_PROBE_SHARE = 0.03  # most of the time that goes into trying speculation while it is a loss
 _DECAY_COST = 0.95  # weight of the past in what a step costs
+_DECAY_OUTDATED = 0.25  # the same, of a past that said more than twice what was seen
 _MOST_OF_MEAN = 4.0
 _MOST_AT_FIRST = 8.0
 _UNSEEN = 2  # verifying steps at the start that are not timed: kernels may be compiled in them
 _STEPS_OF_WAITING = 4  # a plan's, while proposals may come any moment
-_LOOK_EVERY = 8  # plans launched ahead of each other while it is a loss, before it is thought over again
+_LOOK_EVERY = 8  # plans launched ahead of each other while it is a loss, before it is thought over again; twice as many after
+_LOOK_AT_LEAST_EVERY = 128  # each time that it still was, up to this
 _WORTH = 1.1  # what speculation must promise: what it costs and yields is known to some ten percent
 _DECAY = 0.97  # weight of the past in the running estimates
 
@@ -200,14 +203,16 @@ class StepCost:
 
     def observe(self, num_tokens: float, step_s: float) -> None:
         """One step."""
-        x, y = float(num_tokens), step_s
+        x, y, kept = float(num_tokens), step_s, _DECAY_COST
         if self.known:
+            if 2 * y < self.at(x):
+                kept = _DECAY_OUTDATED
             y = min(y, _MOST_OF_MEAN * self._y / self._w)
-        self._w = self._w * _DECAY_COST + 1
-        self._x = self._x * _DECAY_COST + x
-        self._y = self._y * _DECAY_COST + y
-        self._xx = self._xx * _DECAY_COST + x * x
-        self._xy = self._xy * _DECAY_COST + x * y
+        self._w = self._w * kept + 1
+        self._x = self._x * kept + x
+        self._y = self._y * kept + y
+        self._xx = self._xx * kept + x * x
+        self._xy = self._xy * kept + x * y
 
     def at(self, num_tokens: float) -> float:
         """Seconds of a step of so many tokens; never falling with their number, never below a tenth of the mean."""
@@ -224,7 +229,8 @@ class DraftLength:
     not be, so that one line through all would hide what verification costs. A proposal's token is accepted with probability alpha
     (running mean), so d proposals yield 1 + alpha + … + alpha^d tokens, for the share of sequences that get any. The length that
     maximises tokens per second is taken; 0 when speculation is a loss, as it is for large batches on a machine already bound
-    by arithmetic. Either answer is tried against the other from time to time.
+    by arithmetic. Either answer is tried against the other from time to time, a loss no more often than a small share of
+    the time pays for.
     """
 
     def __init__(self, longest: int) -> None:
@@ -235,10 +241,14 @@ class DraftLength:
         self._verified = 0
         self._proposal_s = 0.0
         self._since_other = 0  # steps since the other answer was last tried
+        self._plain_s = 0.0  # seconds without proposals since they were last tried
 
-    def observe_plain(self, num_sequences: int, step_s: float, *, in_many: bool = False) -> None:
-        """A step without proposals; `in_many`: one of a plan of many."""
+    def observe_plain(
+        self, num_sequences: int, step_s: float, steps: int = 1, *, in_many: bool = False
+    ) -> None:
+        """`steps` steps without proposals, `step_s` each; `in_many`: of a plan of many."""
         (self._many if in_many else self._plain).observe(num_sequences, step_s)
+        self._plain_s += step_s * steps
 
     def observe_verification(self, num_tokens: int, step_s: float) -> None:
         """A step that verified proposals, `num_tokens` computed in all."""
@@ -277,9 +287,15 @@ class DraftLength:
             num_sequences, self._coverage if share is None else share, in_hand=share is not None
         )
         self._since_other += 1
-        if self._since_other % _PROBE_EVERY == 0:
-            return 0 if best else 1
-        return best
+        if self._since_other < _PROBE_EVERY or not (best or self._may_try(num_sequences)):
+            return best
+        self._since_other, self._plain_s = 0, 0.0
+        return 0 if best else 1
+
+    def _may_try(self, n: int) -> bool:
+        """Whether so much time went by without proposals that a step with one a sequence is a small share of it."""
+        extra = self._verify.at(2 * n) - (self._many if self._many.known else self._plain).at(n)
+        return extra <= _PROBE_SHARE * self._plain_s
 
     def may_soon_pay(self, num_sequences: int) -> bool:
         """Whether verifying would pay if a good many sequences had proposals: one deviation more than they have on average.
@@ -319,12 +335,15 @@ class Speculator:
         self._saw_other = (
             False  # a plan as long as it would be without speculation: what that costs is to be beaten
         )
-        self._ahead = 0
+        self._ahead = 0  # plans launched ahead since it was last thought over
+        self._look_every = _LOOK_EVERY
+        self._looked_at = 0  # sequences then
 
     def propose(self, sequences: SequenceOf[Sequence]) -> dict[str, list[int]]:
         """Proposals for the sequences whose next step is a decode; empty when speculation does not pay now."""
         ready = [s for s in sequences if s.num_known - s.num_computed == 1 and s.num_generated > 0]
-        self._paused, self._waits, self._ahead = False, False, 0
+        looks = self._ahead >= self._look_every
+        self._paused, self._waits, self._ahead, self._looked_at = False, False, 0, len(sequences)
         if not ready:
             return {}
         if self._proposer.costs_nothing and self._length.may_soon_pay(len(ready)):
@@ -336,6 +355,10 @@ class Speculator:
             wanted = self._length.choose(len(ready))
             proposals = self._ask(ready, wanted)[0] if wanted else {}
         self._paused = not wanted
+        if wanted or self._waits:
+            self._look_every = _LOOK_EVERY
+        elif looks:
+            self._look_every = min(2 * self._look_every, _LOOK_AT_LEAST_EVERY)
         return proposals
 
     def _ask(self, sequences: SequenceOf[Sequence], wanted: int) -> tuple[dict[str, list[int]], float]:
@@ -355,15 +378,19 @@ class Speculator:
             return 1
         return min(planned, _STEPS_OF_WAITING) if self._waits else planned
 
-    def may_run_ahead(self) -> bool:
+    def may_run_ahead(self, num_sequences: int) -> bool:
         """Whether a plan may be launched before the outcome of the one before is known, which leaves no room for proposals.
 
-        While speculation is a loss, all but every eighth time.
+        While speculation is a loss, mostly: to think it over the device must wait for the host. That is done ever less
+        often, and at once when half of the sequences have left.
         """
         if not self._paused or self._waits:
             return False
         self._ahead += 1
-        return self._ahead % _LOOK_EVERY != 0
+        if 2 * num_sequences <= self._looked_at:
+            self._look_every = _LOOK_EVERY
+            return False
+        return self._ahead < self._look_every
 
     def observe(self, plan: StepPlan, step_s: float, accepted: dict[int, int]) -> None:
         """Learn from a step: `accepted` drafts by slot."""
@@ -372,7 +399,8 @@ class Speculator:
                 self._length.observe_verification(plan.num_tokens, step_s)
             else:  # a plan that is short for it waits for proposals is no measure of the long ones
                 in_many = plan.num_steps > 1 and not self._waits
-                self._length.observe_plain(len(plan.sequences), step_s / plan.num_steps, in_many=in_many)
+                step_s /= plan.num_steps
+                self._length.observe_plain(len(plan.sequences), step_s, plan.num_steps, in_many=in_many)
                 self._saw_other |= not self._waits
         for s in plan.sequences:
             if s.num_draft:
