@@ -12,7 +12,10 @@ from inferoptim.kernels.triton.selfcheck.inputs import EPS, Comparison, Inputs, 
 
 
 def rows(i: Inputs) -> Iterator[Comparison]:
-    for rows, width in ((3, 48), (5, 576)) if i.small else ((1, 576), (37, 2048), (129, 4096), (7, 5632)):
+    shapes = ((3, 48), (5, 576), (2, 2500))
+    for rows, width in (
+        shapes if i.small else ((1, 576), (37, 2048), (129, 4096), (7, 5632), (5, 14336), (2, 20000))
+    ):
         x, r, w = i.normal(rows, width), i.normal(rows, width), i.normal(width)
         ref, total = reference.add_rms_norm(x, r, w, EPS)
         for label, quant in quants(i):
@@ -34,6 +37,15 @@ def rows(i: Inputs) -> Iterator[Comparison]:
             i.limit,
         )
         yield f"scaled residual sum {rows}x{width}", residual, scaled + r.float(), i.limit
+        for label, quant in quants(i)[1:]:  # as between the products of an 8-bit model
+            out, scale, residual = (
+                i.poison(rows, width, dtype=quant),
+                i.poison(rows, dtype=torch.float32),
+                r.clone(),
+            )
+            elementwise.rms_norm(x, w, EPS, out, residual_TH=residual, scale_T=scale, x_scales=scales)
+            expected = reference.rms_norm(scaled + r.float(), w.float(), EPS)
+            yield f"scaled rms_norm{label} {rows}x{width}", dequantised(out, scale), expected, i.rounding
         out = i.poison(2, width)
         elementwise.rms_norm(x, w, EPS, out, residual_TH=r.clone(), rows_R=i.ints([rows - 1, 0]))
         yield f"gathered rms_norm {rows}x{width}", out, ref[[rows - 1, 0]], i.limit
@@ -50,6 +62,15 @@ def rows(i: Inputs) -> Iterator[Comparison]:
         elementwise.silu_mul(gate_up, out, x_scales=scales)
         scaled = gate_up.float() * scales[0][:, None] * scales[1]
         yield f"scaled silu_mul {rows}x{width}", out, reference.silu_mul(scaled), i.limit
+        for label, quant in quants(i)[1:]:
+            out, scale = i.poison(rows, width, dtype=quant), i.poison(rows, dtype=torch.float32)
+            elementwise.silu_mul(gate_up, out, scale, x_scales=scales)
+            yield (
+                f"scaled silu_mul{label} {rows}x{width}",
+                dequantised(out, scale),
+                reference.silu_mul(scaled),
+                i.rounding,
+            )
         q_out, q_scale = i.poison(rows, width, dtype=torch.int8), i.poison(rows, dtype=torch.float32)
         elementwise.quantize_rows(x, q_out, q_scale)
         expected, expected_scale = reference.quantize_kv(x, torch.int8)
