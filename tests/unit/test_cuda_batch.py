@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from inferoptim.engine import cuda_batch
 from inferoptim.engine.cuda_batch import StaticVarlen, TiledIndices, to_device
-from inferoptim.engine.runner import StepIndices
+from inferoptim.engine.runner import Runner, StepIndices
+from inferoptim.engine.step import ScheduledSequence
 from inferoptim.models.tiles import tile_arrays
 
 CPU = torch.device("cpu")
@@ -49,6 +52,53 @@ def test_tiles_cover_every_query_once_and_the_wanted_ones_hold_the_wanted_tokens
     assert list(zip(wanted_sequence, wanted_start, strict=True)) == [(1, 0), (0, 8), (2, 0)]
     none = tile_arrays(starts, TILE, contexts, np.zeros(0, dtype=np.int32))
     assert none[1].size == none[3].size == 0
+
+
+@pytest.mark.parametrize("wanted", [[], [10], [3, 4, 5, 10], list(range(11))])
+def test_one_sequence_alone_is_cut_as_beside_another(wanted: list[int]) -> None:
+    rows = np.array(wanted, dtype=np.int32)
+    starts = np.array([0, 11, 12], dtype=np.int32)
+    alone = tile_arrays(starts[:2], TILE, np.array([40], dtype=np.int32), rows)
+    both = tile_arrays(starts, TILE, np.array([40, 1], dtype=np.int32), rows)
+    first = both[0] == 0
+    assert [a.tolist() for a in alone] == [
+        x.tolist() for x in (both[0][first], both[1], both[2][first], both[3])
+    ]
+    assert all(a.dtype == np.int32 for a in alone)
+
+
+@pytest.mark.parametrize(
+    "s",
+    [
+        ScheduledSequence(1, 3, 6, 5, True),
+        ScheduledSequence(2, 0, 9, 0, False),
+        ScheduledSequence(2, 4, 7, 0, True),
+    ],
+)
+@pytest.mark.parametrize("want_all", [False, True])
+def test_indices_of_one_sequence_are_those_it_has_beside_another(
+    s: ScheduledSequence, want_all: bool
+) -> None:
+    runner = Runner.__new__(Runner)
+    runner._kv = SimpleNamespace(block_size=4)  # type: ignore[assignment]
+    runner._token_ids = np.arange(60, dtype=np.int32).reshape(3, 20)
+    runner._block_tables = np.arange(7, 22, dtype=np.int32).reshape(3, 5)
+    other = ScheduledSequence(0, 0, 2, 0, False)
+    alone, counts = runner._indices((s,), np.array([s.slot], dtype=np.int32), [want_all])
+    both, both_counts = runner._indices((s, other), np.array([s.slot, 0], dtype=np.int32), [want_all, False])
+    n, width = s.num_tokens, alone.block_tables.shape[1]
+    assert counts == both_counts[:1]
+    for name in ("token_ids", "positions", "slot_mapping"):
+        assert getattr(alone, name).tolist() == getattr(both, name)[:n].tolist()
+    assert alone.query_start.tolist() == [0, n]
+    assert alone.context_lens.tolist() == [s.start + n]
+    assert alone.block_tables.tolist() == both.block_tables[:1, :width].tolist()
+    assert width == -(-(s.start + n) // 4)
+    assert alone.logit_rows.tolist() == both.logit_rows.tolist()
+    assert (alone.max_query_len, alone.max_context_len) == (n, s.start + n)
+    before = alone.token_ids.copy()
+    runner._token_ids[:] = 0
+    assert (alone.token_ids == before).all(), "a step's indices are its own"
 
 
 def test_a_step_in_its_fixed_places_is_the_step_that_is_uploaded(monkeypatch: pytest.MonkeyPatch) -> None:

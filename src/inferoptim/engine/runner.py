@@ -199,6 +199,8 @@ class Runner:
         """Indices of the (first) step, and how many rows of logits each sequence wants."""
         if all(s.num_tokens == 1 and s.samples for s in sequences) and not any(want_all):
             return self._decode_indices(sequences, slots, num_steps), [1] * len(sequences)
+        if len(sequences) == 1:
+            return self._indices_of_one(sequences[0], want_all[0], num_steps)
         starts = np.fromiter((s.start for s in sequences), np.int32, len(sequences))
         counts = np.fromiter((s.num_tokens for s in sequences), np.int32, len(sequences))
         query_start = np.zeros(len(sequences) + 1, dtype=np.int32)
@@ -213,10 +215,7 @@ class Runner:
         slot_mapping = (owned - blocks) * block_size + positions
         context_lens = starts + counts
         max_context = int(context_lens.max())
-        row_counts = [
-            s.num_tokens if everything else (s.num_draft + 1 if s.samples else 0)
-            for s, everything in zip(sequences, want_all, strict=True)
-        ]
+        row_counts = [_wanted_rows(s, everything) for s, everything in zip(sequences, want_all, strict=True)]
         wanted = np.asarray(row_counts, dtype=np.int32)
         before = np.cumsum(wanted) - wanted
         logit_rows = np.arange(int(wanted.sum()), dtype=np.int32) + np.repeat(
@@ -234,6 +233,26 @@ class Runner:
             max_context_len=max_context,
         )
         return indices, row_counts
+
+    def _indices_of_one(
+        self, s: ScheduledSequence, want_all: bool, num_steps: int
+    ) -> tuple[StepIndices, list[int]]:
+        """The same for one sequence, a prompt or proposals to verify, in a third of the operations."""
+        n, end, block_size = s.num_tokens, s.start + s.num_tokens, self._kv.block_size
+        table, wanted = self._block_tables[s.slot], _wanted_rows(s, want_all)
+        positions = np.arange(s.start, end, dtype=np.int32)
+        indices = StepIndices(
+            token_ids=self._token_ids[s.slot, s.start : end].copy(),
+            positions=positions,
+            slot_mapping=table[positions // block_size] * block_size + positions % block_size,
+            query_start=np.array((0, n), dtype=np.int32),
+            context_lens=np.array((end,), dtype=np.int32),
+            block_tables=table[None, : -(-(end + num_steps - 1) // block_size)].copy(),
+            logit_rows=np.arange(n - wanted, n, dtype=np.int32),
+            max_query_len=n,
+            max_context_len=end,
+        )
+        return indices, [wanted]
 
     def _decode_indices(
         self, sequences: tuple[ScheduledSequence, ...], slots: np.ndarray, num_steps: int
@@ -385,3 +404,8 @@ class Runner:
         targets = self._token_ids[s.slot, s.start + 1 : end + 1].tolist()
         assert admission.sampling.prompt_logprobs is not None
         return tuple(logprobs_of(logits[: end - s.start], targets, admission.sampling.prompt_logprobs))
+
+
+def _wanted_rows(s: ScheduledSequence, want_all: bool) -> int:
+    """How many rows of logits a sequence wants."""
+    return s.num_tokens if want_all else s.num_draft + 1 if s.samples else 0

@@ -71,10 +71,13 @@ class PromptLookupProposer:
     def _lookup(self, request_id: str, tokens: list[int], max_tokens: int) -> list[int]:
         table, indexed = self._tables.get(request_id, ({}, 0))
         # n-grams that end before the last token: one that ends at it would match itself
-        for end in range(max(indexed, 1), len(tokens)):
-            for n in self._sizes:
-                if end >= n:
-                    table[tuple(tokens[end - n : end])] = end
+        last = len(tokens)
+        for n in self._sizes:
+            first = max(indexed, n)
+            if first >= last:
+                continue
+            grams = zip(*(tokens[first - n + i : last - n + i] for i in range(n)), strict=True)
+            table.update(zip(grams, range(first, last), strict=True))
         self._tables[request_id] = (table, len(tokens))
         for n in self._sizes:
             if len(tokens) > n:

@@ -28,6 +28,10 @@ def tile_arrays(
         context_lens: int32 [S]: tokens, the step's included.
         logit_rows: int32 [R]: tokens of the step.
     """
+    if context_lens.size == 1:  # most steps that have tiles; in a third of the time
+        start = np.arange(0, int(query_start[1]), tile_tokens, dtype=np.int32)
+        wanted = np.unique(logit_rows // tile_tokens) * np.int32(tile_tokens)
+        return np.zeros_like(start), np.zeros_like(wanted), start[::-1], wanted[::-1]
     counts = np.diff(query_start)
     tiles = -(-counts // tile_tokens)
     sequence = np.repeat(np.arange(tiles.size, dtype=np.int32), tiles)
