@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 
@@ -28,6 +29,29 @@ def save_tiny_llama(folder: Path, **overrides: object) -> None:
     }
     torch.manual_seed(0)
     LlamaForCausalLM(LlamaConfig(**{**fields, **overrides})).float().save_pretrained(folder)
+
+
+def to_eight_bits(folder: Path, kind: torch.dtype, kept: tuple[str, ...] = (), inputs: bool = True) -> None:
+    """Make a saved model a compressed-tensors checkpoint of float8 or int8, a scale a channel.
+
+    Args:
+        kept: parts of the names of products that stay as they are.
+        inputs: are quantised, too.
+    """
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if "_proj." in name and not any(k in name for k in kept)]:
+        weight = tensors[name].float()
+        scale = weight.abs().amax(1, keepdim=True) / 100
+        tensors[name] = (weight / scale).to(kind)
+        tensors[f"{name}_scale"] = scale
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    weights = {"num_bits": 8, "type": "float" if kind == torch.float8_e4m3fn else "int"}
+    group = {"weights": weights, "input_activations": {"dynamic": True} if inputs else {}}
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors", "format": "naive-quantized", "config_groups": {"group_0": group},
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def tiny_tokenizer(folder: Path) -> None:

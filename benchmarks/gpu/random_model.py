@@ -96,7 +96,7 @@ def _instead_of_files(config: dict[str, Any], scale: float, drawn_in: torch.dtyp
             return random_decoder(config, scale=scale, drawn_in=drawn_in, **fields)
 
         with (
-            mock.patch("inferoptim.engine.core.resolve_model", return_value=files),
+            mock.patch("inferoptim.engine.opening.resolve_model", return_value=files),
             mock.patch("inferoptim.engine.loading.load_decoder", load),
         ):
             yield name

@@ -1,8 +1,9 @@
 """From command to first token, weights on disk: `python -m benchmarks.gpu --phases start`.
 
-Run as a module of its own it is what gets timed: a process that loads a model folder and answers one request.
+Run as a module of its own it is what gets timed: a process that loads a model folder and answers one request. With
+--timeline it also writes what happens when (see `timeline.py`), which costs a little time itself.
 
-    python -m benchmarks.gpu.start FOLDER
+    python -m benchmarks.gpu.start FOLDER [--timeline FILE]
 """
 
 from __future__ import annotations
@@ -65,7 +66,11 @@ def cold(where: str, repeats: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as kernels:
         for number in range(1 + repeats):
             forget_pages(Path(where) / "model.safetensors")
-            environment = {**os.environ, "TRITON_CACHE_DIR": kernels, ASKED_AT: repr(time.time())}
+            kept = {
+                "TRITON_CACHE_DIR": kernels,
+                "INFEROPTIM_HOME": kernels,
+            }  # Triton's, those in CUDA C++, digests
+            environment = {**os.environ, **kept, ASKED_AT: repr(time.time())}
             done = subprocess.run(
                 [sys.executable, "-m", "benchmarks.gpu.start", where], env=environment, capture_output=True, text=True,
                 check=False, timeout=240,
@@ -77,13 +82,24 @@ def cold(where: str, repeats: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    asked_at = float(os.environ[ASKED_AT])
+    asked_at = float(os.environ.get(ASKED_AT) or time.time())
+    from benchmarks.gpu.timeline import begin
+    from inferoptim.engine.opening import Opening
+
+    line = (
+        begin(Path(sys.argv[sys.argv.index("--timeline") + 1]), asked_at)
+        if "--timeline" in sys.argv
+        else None
+    )
+    opening = Opening(sys.argv[1])  # as the server's engine process does, before anything brings torch
+    if line is not None:
+        line.imports()
     from inferoptim.config import EngineConfig, SamplingParams
     from inferoptim.engine.core import EngineCore
     from inferoptim.engine.request import Request
 
     imported = time.time()
-    core = EngineCore(EngineConfig.create(model=sys.argv[1], **SETTINGS))
+    core = EngineCore(EngineConfig.create(model=sys.argv[1], **SETTINGS), opening)
     loaded = time.time()
     core.add(
         Request(

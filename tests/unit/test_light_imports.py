@@ -26,6 +26,7 @@ def imported_by(code: str) -> set[str]:
         "from inferoptim.cli.main import main; main(['bench', '--help'])",
         "from inferoptim import SamplingParams, EngineConfig",
         "import inferoptim.engine.scheduler, inferoptim.engine.blocks, inferoptim.engine.prefix_cache",
+        "import inferoptim.engine.opening",
     ],
 )
 def test_nothing_heavy_is_imported(code: str):

@@ -25,10 +25,11 @@ from inferoptim.engine.kv_cache import bytes_per_token
 from inferoptim.engine.loading import (
     check_gpu_memory,
     choose_device,
-    compile_ahead,
     load_draft,
     load_target,
+    prepare_kernels,
 )
+from inferoptim.engine.opening import Opening
 from inferoptim.engine.planning import SchedulerConfig
 from inferoptim.engine.request import FinishReason, Request, Sequence, TokenOutput
 from inferoptim.engine.resident import return_freed_memory
@@ -39,7 +40,7 @@ from inferoptim.engine.speculative import DraftModelProposer, PromptLookupPropos
 from inferoptim.engine.step import StepPlan, StepResult
 from inferoptim.errors import CapacityError, RequestError, UnsupportedError
 from inferoptim.hardware.gpu_meter import cuda_uuids
-from inferoptim.models.hub import ModelFiles, resolve_model
+from inferoptim.models.hub import ModelFiles
 
 _log = logging.getLogger(__name__)
 
@@ -58,25 +59,29 @@ class EngineCore:
 
     Args:
         config: levers and memory; see `EngineConfig`.
+        opening: of the configuration's model, where it began before torch was imported.
 
     Raises:
         ConfigError, UnsupportedError, DataError: the model cannot be found, read or run here.
         CapacityError: the KV budget does not hold one sequence of max_model_len tokens, or memory is short.
     """
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, opening: Opening | None = None) -> None:
         started = time.perf_counter()
         self.config = config
+        opening = opening or Opening(config.model)
         self.device = choose_device(config)
         if self.device.type == "cpu" and config.num_threads:
             torch.set_num_threads(config.num_threads)
-        self.files: ModelFiles = resolve_model(config.model)
-        kernels = compile_ahead(self.files, config, self.device)  # before there is a CUDA context
-        if self.device.type == "cuda":
-            check_gpu_memory(self.files, config, self.device)
         draft: DecoderLike | None = None
         try:
-            self._decoder: DecoderLike = load_target(self.files, config, self.device)
+            folder = opening.folder or opening.files().folder
+            with opening.in_use():
+                kernels = prepare_kernels(folder, config, self.device)  # before there is a CUDA context
+                if self.device.type == "cuda":
+                    check_gpu_memory(folder, config, self.device)
+                self._decoder: DecoderLike = load_target(folder, config, self.device)
+            self.files: ModelFiles = opening.files()
             if config.speculative == "draft":
                 draft = load_draft(self.files, self._decoder, config, self.device)
         except torch.OutOfMemoryError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +20,7 @@ from inferoptim.models.load import load_decoder, read_spec, without_groups
 from inferoptim.models.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from inferoptim.engine.rehearsal import Rehearsal
+    from inferoptim.engine.rehearsal import Preparation
 
 _log = logging.getLogger(__name__)
 _CONTEXT_BYTES = 600 << 20  # what a process's CUDA context takes: about half a GiB on an H100
@@ -45,26 +46,26 @@ def choose_device(config: EngineConfig) -> torch.device:
     return torch.device(kind)
 
 
-def choose_dtype(config: EngineConfig, files: ModelFiles, device: torch.device) -> torch.dtype:
+def choose_dtype(config: EngineConfig, folder: Path, device: torch.device) -> torch.dtype:
     """The type asked for; auto = the checkpoint's.
 
     But bfloat16 for float16 on a CPU (same size, native there), and for float32 on a GPU (what its tensor cores take).
     """
     if config.dtype != "auto":
         return _DTYPES[config.dtype]
-    dtype = _DTYPES.get(read_spec(files.folder).torch_dtype, torch.bfloat16)
+    dtype = _DTYPES.get(read_spec(folder).torch_dtype, torch.bfloat16)
     foreign = torch.float16 if device.type == "cpu" else torch.float32
     return torch.bfloat16 if dtype == foreign else dtype
 
 
-def check_gpu_memory(files: ModelFiles, config: EngineConfig, device: torch.device) -> None:
+def check_gpu_memory(folder: Path, config: EngineConfig, device: torch.device) -> None:
     """Refuse a configuration that cannot fit the device, before anything is loaded.
 
     Raises:
         CapacityError: how much is missing, and which settings would fit.
     """
-    spec = read_spec(files.folder)
-    dtype = choose_dtype(config, files, device)
+    spec = read_spec(folder)
+    dtype = choose_dtype(config, folder, device)
     need = needs(spec, config, dtype.itemsize, bytes_per_token(spec, dtype, config.kv_quantization))
     free, total = torch.cuda.mem_get_info(device)
     mine = torch.cuda.memory_reserved(device)
@@ -86,7 +87,7 @@ def default_kv_budget(config: EngineConfig, device: torch.device, spec: ModelSpe
     return kv_budget(free, total, config, still)
 
 
-def load_target(files: ModelFiles, config: EngineConfig, device: torch.device) -> DecoderLike:
+def load_target(folder: Path, config: EngineConfig, device: torch.device) -> DecoderLike:
     """The model that answers, on the op set that the configuration asks for.
 
     On a CPU, `compiled_step` puts all layers of a step into one native call; without a compiler, torch operators take
@@ -94,22 +95,21 @@ def load_target(files: ModelFiles, config: EngineConfig, device: torch.device) -
     captured or not, the kernels are the same; a model that they cannot take is refused.
     """
     decoder = load_decoder(
-        files.folder,
+        folder,
         device=device,
-        dtype=choose_dtype(config, files, device),
+        dtype=choose_dtype(config, folder, device),
         quantization=config.quantization,
     )
     return _compile(decoder, config)
 
 
-def compile_ahead(files: ModelFiles, config: EngineConfig, device: torch.device) -> Rehearsal | None:
+def prepare_kernels(folder: Path, config: EngineConfig, device: torch.device) -> Preparation | None:
     """Begin to compile, in other processes, the kernels that a GPU will want once its weights are read."""
     if device.type != "cuda" or config.kernels == "torch":
         return None
-    from inferoptim.engine.rehearsal import rehearse
+    from inferoptim.engine.rehearsal import Preparation
 
-    dtype = choose_dtype(config, files, device)
-    return rehearse(files.folder, config, dtype, torch.cuda.get_device_capability(device))
+    return Preparation(folder, config, choose_dtype(config, folder, device), device)
 
 
 def load_draft(

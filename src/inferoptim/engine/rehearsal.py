@@ -2,11 +2,13 @@
 
 A forked process builds the decoder on tensors of the device "meta", runs one step of every kind and size that the runner
 captures, and compiles what those would launch. Nothing of it reaches the engine but files in Triton's cache. When any
-of it fails, or is not done in time, kernels are compiled at their first launch as ever.
+of it fails, or is not done in time, kernels are compiled at their first launch as ever. It and what it started end with
+the process that forked it.
 """
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import logging
@@ -22,7 +24,6 @@ from unittest import mock
 
 import torch
 import triton
-from safetensors import safe_open
 
 from inferoptim import kernels
 from inferoptim.config import MAX_DEVICE_RULES, EngineConfig
@@ -30,13 +31,21 @@ from inferoptim.engine.cuda_graphs import ladder
 from inferoptim.engine.cuda_runner import MAX_BURST, VARLEN_SEQUENCES, VARLEN_TOKENS, varlen_logit_rows
 from inferoptim.engine.gpu_memory import logit_rows
 from inferoptim.engine.kv_cache import allocate_kv_cache
-from inferoptim.kernels.triton.precompile import cache_folder, collecting, compile_side_by_side
+from inferoptim.kernels.cuda import compile as cuda_compiler
+from inferoptim.kernels.triton.precompile import (
+    Job,
+    cache_folder,
+    collecting,
+    compile_side_by_side,
+    know_compiler,
+)
 from inferoptim.kernels.triton.sampling import SamplingRows
 from inferoptim.models.batch import Batch, KVCache
 from inferoptim.models.cuda import CudaDecoder, DecodeStep, RowState
 from inferoptim.models.decoder import Decoder, DecoderWeights, LayerWeights
-from inferoptim.models.load import read_scheme, read_spec
+from inferoptim.models.load import read_spec
 from inferoptim.models.spec import ModelSpec
+from inferoptim.models.stored_formats import Formats, stored_formats
 from inferoptim.models.tiles import Tiles
 from inferoptim.quant.formats import DenseWeight, Fp8Weight, Int8Weight, Linear
 
@@ -45,6 +54,33 @@ _META = torch.device("meta")
 _KERNELS = Path(kernels.__file__).parent
 _MOST_S = 90.0
 _MOST_WORKERS = 24
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
+
+
+class Preparation:
+    """What kernels need before their first launch, found and made beside the reading of weights.
+
+    Args:
+        folder, dtype: of the model that is about to be loaded.
+        device: a CUDA device, whose context need not exist yet.
+    """
+
+    def __init__(self, folder: Path, config: EngineConfig, dtype: torch.dtype, device: torch.device) -> None:
+        capability = torch.cuda.get_device_capability(device)
+        self._rehearsal = rehearse(folder, config, dtype, capability)
+
+        def ask() -> None:
+            know_compiler(capability)
+            cuda_compiler.unsupported(device, dtype)
+
+        self._asking = threading.Thread(target=ask, name="compilers", daemon=True)
+        self._asking.start()
+
+    def wait(self) -> None:
+        """Until all of it is there, or it is plain that it will not be."""
+        if self._rehearsal is not None:
+            self._rehearsal.wait()
+        self._asking.join()
 
 
 class Rehearsal:
@@ -86,7 +122,7 @@ def rehearse(
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # other threads do not follow, and none is needed
-        pid = os.fork()
+        parent, pid = os.getpid(), os.fork()
     if pid:
         return Rehearsal(pid)
     status = 1
@@ -94,12 +130,16 @@ def rehearse(
         quiet = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(quiet, stream)
+        _end_with(parent)
         torch.set_num_threads(1)  # the threads that a pool thinks it has are the parent's
+        asking = threading.Thread(target=know_compiler, args=(capability,))
+        asking.start()
         with collecting(capability) as jobs:
-            launch_everything(
-                read_spec(folder), config, dtype, stored_quantization(folder, config.quantization)
+            launch_everything(read_spec(folder), config, dtype, stored_formats(folder, config.quantization))
+            asking.join()  # and so those forked for a job need not ask
+            good = compile_side_by_side(
+                [_ending(job) for job in jobs], min(os.cpu_count() or 1, _MOST_WORKERS)
             )
-            good = compile_side_by_side(jobs, min(os.cpu_count() or 1, _MOST_WORKERS))
         if good:
             done.parent.mkdir(parents=True, exist_ok=True)
             done.touch()
@@ -108,24 +148,49 @@ def rehearse(
         os._exit(status)
 
 
+def _ending(job: Job) -> Job:
+    """The job in a process that ends with this one."""
+    parent = os.getpid()
+
+    def run() -> None:
+        _end_with(parent)
+        job.run()
+
+    return job._replace(run=run)
+
+
+def _end_with(parent: int) -> None:
+    """Have this process killed when its parent ends, however that ends (Linux; elsewhere it finishes its work)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+        if os.getppid() != parent:  # it was quicker
+            os._exit(1)
+
+
 def _name(folder: Path, config: EngineConfig, dtype: torch.dtype, capability: tuple[int, int]) -> str:
     """Of a rehearsal: the same for two that would compile the same kernels."""
     sources = [path for ending in ("*.py", "*.cu", "*.cuh") for path in sorted(_KERNELS.rglob(ending))]
     asked = config.model_dump(mode="json", exclude={"model", "kv_budget_bytes", "seed"})
     parts = [(folder / "config.json").read_bytes(), json.dumps(asked, sort_keys=True).encode()]
+    parts += [repr(stored_formats(folder, config.quantization)).encode()]
     parts += [str((dtype, capability, torch.__version__, triton.__version__, sys.version)).encode()]
     parts += [path.read_bytes() for path in sources]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
 @torch.inference_mode()
-def launch_everything(spec: ModelSpec, config: EngineConfig, dtype: torch.dtype, quantization: str) -> None:
+def launch_everything(spec: ModelSpec, config: EngineConfig, dtype: torch.dtype, formats: Formats) -> None:
     """One step of every size that `CudaRunner` captures, and one too large for that, on tensors without memory."""
-    windows = sorted({spec.window(i) for i in range(spec.num_layers)}, key=str)
-    spec = replace(spec, num_layers=len(windows), sliding_windows=tuple(windows))
+    if len(set(formats.layers)) > 1:  # what a layer launches also depends on the one before it
+        windows = spec.sliding_windows or (None,) * spec.num_layers
+    else:  # one layer of each window, and one more: the last computes for the wanted rows alone
+        windows = tuple(sorted({spec.window(i) for i in range(spec.num_layers)}, key=str))
+        windows = (*windows, windows[-1])
+        formats = replace(formats, layers=formats.layers[:1] * len(windows))
+    spec = replace(spec, num_layers=len(windows), sliding_windows=windows)
     max_model_len = config.max_model_len or spec.max_position
     decoder = CudaDecoder(
-        _decoder(spec, dtype, quantization),
+        _decoder(spec, dtype, formats),
         max_num_seqs=config.max_num_seqs, max_tokens=config.max_num_batched_tokens, max_model_len=max_model_len,
         max_logit_rows=logit_rows(config), settings=config,
     )  # fmt: skip
@@ -180,7 +245,7 @@ def _int32(*shape: int) -> torch.Tensor:
     return torch.empty(shape, dtype=torch.int32, device=_META)
 
 
-def _decoder(spec: ModelSpec, dtype: torch.dtype, quantization: str) -> Decoder:
+def _decoder(spec: ModelSpec, dtype: torch.dtype, formats: Formats) -> Decoder:
     """A decoder of that shape whose weights have no memory.
 
     But for the few that are computed with when a decoder is made: on "meta" torch would import its compiler for that.
@@ -189,13 +254,13 @@ def _decoder(spec: ModelSpec, dtype: torch.dtype, quantization: str) -> Decoder:
     def tensor(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device=_META)
 
-    def linear(n: int, k: int, bias: bool = False) -> Linear:
+    def linear(kind: str, n: int, k: int, bias: bool = False) -> Linear:
         vector = tensor(n) if bias else None
-        if quantization == "fp8":
+        if kind == "fp8":
             return Fp8Weight(tensor(n, k, dtype=torch.float8_e4m3fn), torch.ones(n), vector)
         scale = tensor(n, dtype=torch.float32)
-        if quantization in ("int8", "int8-weight-only"):
-            return Int8Weight(tensor(n, k, dtype=torch.int8), scale, vector, quantization == "int8")
+        if kind in ("int8", "int8-weight-only"):
+            return Int8Weight(tensor(n, k, dtype=torch.int8), scale, vector, kind == "int8")
         return DenseWeight(tensor(n, k), vector)
 
     heads, kv, dim, hidden, inter = (
@@ -204,36 +269,21 @@ def _decoder(spec: ModelSpec, dtype: torch.dtype, quantization: str) -> Decoder:
     layers = tuple(
         LayerWeights(
             input_norm=tensor(hidden),
-            qkv=linear((heads + 2 * kv) * dim, hidden, spec.qkv_bias),
+            qkv=linear(of.qkv, (heads + 2 * kv) * dim, hidden, spec.qkv_bias),
             q_norm=tensor(dim) if spec.qk_norm else None,
             k_norm=tensor(dim) if spec.qk_norm else None,
-            o=linear(hidden, heads * dim),
+            o=linear(of.o, hidden, heads * dim),
             post_norm=tensor(hidden),
-            gate_up=linear(2 * inter, hidden),
-            down=linear(hidden, inter),
+            gate_up=linear(of.gate_up, 2 * inter, hidden),
+            down=linear(of.down, hidden, inter),
             window=spec.window(index),
         )
-        for index in range(spec.num_layers)
+        for index, of in enumerate(formats.layers)
     )
     output = tensor(spec.vocab_size, hidden)
-    head = DenseWeight(output) if quantization == "fp8" else linear(spec.vocab_size, hidden)
+    head = DenseWeight(output) if formats.head == "fp8" else linear(formats.head, spec.vocab_size, hidden)
     weights = DecoderWeights(
         embedding=output, layers=layers, final_norm=tensor(hidden), head=head,
         inv_freq=torch.ones(dim // 2),
     )  # fmt: skip
     return Decoder(spec, weights, device=_META, dtype=dtype)
-
-
-def stored_quantization(folder: Path, asked: str) -> str:
-    """The format of a checkpoint's own linear layers, as `quantization` names it; `asked` where they are dense."""
-    scheme = read_scheme(folder)
-    if scheme is None:
-        return asked
-    for shard in sorted(folder.glob("*.safetensors")):
-        with safe_open(shard, "pt") as file:
-            for name in tuple(file.keys()):
-                if name.endswith("o_proj.weight"):
-                    eight_bit = "int8" if scheme.dynamic_activations else "int8-weight-only"
-                    kinds = {"F8_E4M3": "fp8", "I8": eight_bit}
-                    return kinds.get(file.get_slice(name).get_dtype(), "none")
-    return "none"

@@ -117,6 +117,25 @@ def resolve_model(
     return _resolve_hub(name, repo, revision, offline=offline, progress=progress, force=force, verify=verify)
 
 
+def local_folder(name: str) -> Path | None:
+    """The folder that `name` means, absolute; None where it means something else."""
+    path = Path(name).expanduser()
+    return path.resolve() if name not in ALIASES and path.is_dir() else None
+
+
+def model_folder(name: str) -> Path:
+    """Where a model's files are, for one who needs them before `resolve_model` has compared a folder's content with its digests.
+
+    Raises:
+        InferOptimError: as `resolve_model`, but for content that is not what it was.
+    """
+    folder = local_folder(name)
+    if folder is None:
+        return resolve_model(name).folder
+    _looked_at(folder)
+    return folder
+
+
 def _resolve_alias(
     name: str, alias: Alias, *, offline: bool, progress: Progress | None, force: bool, verify: bool
 ) -> ModelFiles:
@@ -253,10 +272,7 @@ def _convert(
 def _resolve_folder(name: str, path: Path, *, progress: Progress | None, verify: bool) -> ModelFiles:
     """A folder of the user's: used in place, never written to. Its digests are remembered beside the cache."""
     path = path.resolve()
-    names = sources.model_file_names(path)
-    for file_name in names:
-        if file_name.endswith(".safetensors"):
-            sources.check_whole(path / file_name)
+    names = _looked_at(path)
     note = cache.cache_root() / "local" / f"{sha256(str(path).encode()).hexdigest()[:16]}.json"
     known = {}
     if note.is_file() and not verify:
@@ -280,6 +296,15 @@ def _resolve_folder(name: str, path: Path, *, progress: Progress | None, verify:
         except OSError:
             pass  # without a writable cache the digests are taken again next time
     return _files(name, path, manifest, "local")
+
+
+def _looked_at(folder: Path) -> list[str]:
+    """Names of a folder's files, of which none is missing or cut off."""
+    names = sources.model_file_names(folder)
+    for file_name in names:
+        if file_name.endswith(".safetensors"):
+            sources.check_whole(folder / file_name)
+    return names
 
 
 def _cached(

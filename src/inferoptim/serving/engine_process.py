@@ -18,6 +18,7 @@ from importlib import import_module
 from typing import Any
 
 from inferoptim.config import EngineConfig, SamplingParams
+from inferoptim.engine.opening import Opening
 from inferoptim.engine.request import Request, TokenLogprobs, TokenOutput
 from inferoptim.errors import InferOptimError
 from inferoptim.serving import messages as m
@@ -198,7 +199,10 @@ def _logprobs(values: tuple[TokenLogprobs, ...] | None) -> list[m.Logprob] | Non
 def load_core(start: m.Start) -> Core:
     """Build the engine that a start command names."""
     module, _, factory = start.core.partition(":")
-    core: Core = getattr(import_module(module), factory)(EngineConfig.create(**start.config), **start.options)
+    config, options = EngineConfig.create(**start.config), dict(start.options)
+    if start.core == ENGINE_CORE:
+        options["opening"] = Opening(config.model)  # before torch is imported, which takes seconds
+    core: Core = getattr(import_module(module), factory)(config, **options)
     return core
 
 

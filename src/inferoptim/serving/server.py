@@ -17,7 +17,7 @@ import uvicorn
 from inferoptim.config import EngineConfig
 from inferoptim.errors import ConfigError, InferOptimError
 from inferoptim.hardware.gpu_meter import GpuMeter, open_gpu_meters
-from inferoptim.models.hub import resolve_model
+from inferoptim.models.hub import model_folder
 from inferoptim.models.tokenizer import load_tokenizer
 from inferoptim.serving.access_log import AccessLog
 from inferoptim.serving.admission import Admission
@@ -104,7 +104,7 @@ async def _serve(
     on_bound: Callable[[Announcement], None],
     on_ready: Callable[[Announcement], None],
 ) -> None:
-    tokenizer = load_tokenizer(resolve_model(engine_config.model).folder)
+    tokenizer = load_tokenizer(model_folder(engine_config.model))
     tokenizer.detokenizer()  # one that cannot be streamed is refused before the weights are read
     stop = asyncio.Event()
     failure: list[InferOptimError] = []

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.compiler.compiler import make_backend
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
@@ -32,7 +33,7 @@ class _NoDevice:
     """What Triton asks of a driver while it compiles and does not launch."""
 
     def __init__(self, capability: tuple[int, int]) -> None:
-        self._target = GPUTarget("cuda", 10 * capability[0] + capability[1], 32)
+        self._target = _target(capability)
 
     def get_current_target(self) -> GPUTarget:
         return self._target
@@ -42,6 +43,10 @@ class _NoDevice:
 
     def get_current_stream(self, device: int) -> int:
         return 0
+
+
+def _target(capability: tuple[int, int]) -> GPUTarget:
+    return GPUTarget("cuda", 10 * capability[0] + capability[1], 32)
 
 
 @contextmanager
@@ -89,6 +94,18 @@ def _compile(real: Any, kernel: Any, args: tuple[Any, ...], kwargs: dict[str, An
     from triton.backends.nvidia.driver import CudaLauncher
 
     CudaLauncher(compiled.src, compiled.metadata)  # the C function that launches it is compiled, too
+
+
+def know_compiler(capability: tuple[int, int]) -> None:
+    """Find out what Triton asks before any compilation: the digest of its own files and the versions of its tools.
+
+    Kept by Triton once found, in this process and those forked from it; about half a second of one core, without the GIL.
+    """
+    with suppress(ImportError):  # another Triton may keep it elsewhere; the first kernel then asks
+        from triton.runtime.cache import triton_key
+
+        triton_key()
+        make_backend(_target(capability)).hash()
 
 
 def compile_side_by_side(jobs: Sequence[Job], most: int) -> bool:
