@@ -72,7 +72,7 @@ class Steps:
         self._decoder: Decoder = load_decoder(
             files.folder,
             device=self.device,
-            dtype=choose_dtype(config, files, self.device),
+            dtype=choose_dtype(config, files.folder, self.device),
             quantization=config.quantization,
             max_layers=layers if layers < spec.num_layers else None,
         )
