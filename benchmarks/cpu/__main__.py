@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks.cpu.cases import Case, make_cases
 from benchmarks.cpu.floors import Machine, Weights, floor_s
 from benchmarks.cpu.peers import ROOT, Engine, Run, Skipped, start
-from inferoptim.hardware import ceilings
+from inferoptim.hardware import MachineCeilings, ceilings, measure_ceilings
 from inferoptim.hardware.cpu import cpu_facts, usable_cores
 from inferoptim.models.hub import resolve_model
 from inferoptim.models.tokenizer import load_tokenizer
@@ -66,10 +66,6 @@ def main() -> None:
             except Skipped as why:
                 skipped[name] = str(why)
                 print(f"{name}: skipped ({why})", flush=True)
-        machine = Machine(
-            machine_ceilings.memory_read_bytes_per_s or 0.0,
-            machine_ceilings.gemm_flops_per_s.get("int8", 0.0),
-        )
         record: dict[str, Any] = {
             "measured_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "command": ["python", "-m", "benchmarks.cpu", *sys.argv[1:]],
@@ -83,9 +79,15 @@ def main() -> None:
         }
         print_machine(record)
         out = args.out or ROOT / f"results/cpu-{datetime.now(timezone.utc):%Y%m%d-%H%M%S}.json"
+        before = _machine(machine_ceilings)
         for case in cases:
             runs = measure(engines, case, args.rounds, skipped)
-            result = summary(case, runs, engines, machine)
+            after = _machine(
+                measure_ceilings("cpu", args.threads)
+            )  # a shared host's rates change within minutes
+            result = summary(case, runs, engines, before.best_of(after))
+            result["reads_bytes_per_s"] = [before.read_bytes_per_s, after.read_bytes_per_s]
+            before = after
             record["cases"].append(result)
             print_case(result)
             write(out, record)  # an interrupted run keeps what it has
@@ -93,6 +95,10 @@ def main() -> None:
     finally:
         for engine in engines:
             engine.close()
+
+
+def _machine(seen: MachineCeilings) -> Machine:
+    return Machine(seen.memory_read_bytes_per_s or 0.0, seen.gemm_flops_per_s.get("int8", 0.0))
 
 
 def write(out: Path, record: dict[str, Any]) -> None:
@@ -222,6 +228,9 @@ def print_case(case: dict[str, Any]) -> None:
     print(
         f"\n{case['name']}: {case['requests']} at once, {case['prompt_tokens']} in, {case['output_tokens']} out each"
         "   (behind a peer: ours over it)"
+    )
+    print(
+        f"  reads before and after it: {' and '.join(f'{r / 1e9:.1f}' for r in case['reads_bytes_per_s'])} GB/s"
     )
     for name, row in case["engines"].items():
         low, high = min(row["rates"]), max(row["rates"])

@@ -16,6 +16,12 @@ class Machine:
     read_bytes_per_s: float
     int8_ops_per_s: float
 
+    def best_of(self, other: Machine) -> Machine:
+        """The larger of each: what the machine can do at its best around a case."""
+        return Machine(
+            max(self.read_bytes_per_s, other.read_bytes_per_s), max(self.int8_ops_per_s, other.int8_ops_per_s)
+        )
+
 
 @dataclass(frozen=True)
 class Weights:

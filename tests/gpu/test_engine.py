@@ -114,7 +114,7 @@ def test_while_speculation_is_paused_plans_are_long_and_made_ahead(
 ):
     from itertools import cycle
 
-    from inferoptim.engine import core, speculative
+    from inferoptim.engine import core, draft_length, proposers, speculative
 
     save_tiny_llama(tmp_path)
     tiny_tokenizer(tmp_path)
@@ -122,11 +122,11 @@ def test_while_speculation_is_paused_plans_are_long_and_made_ahead(
     expected = generate(tmp_path, max_num_seqs=2)
     lengths, plans = cycle([0, 2]), []
     monkeypatch.setattr(speculative, "_LOOK_EVERY", 2)
-    monkeypatch.setattr(speculative.DraftLength, "choose", lambda self, *_: next(lengths))
-    monkeypatch.setattr(speculative.DraftLength, "may_soon_pay", lambda self, num_sequences: False)
+    monkeypatch.setattr(draft_length.DraftLength, "choose", lambda self, *_: next(lengths))
+    monkeypatch.setattr(draft_length.DraftLength, "may_soon_pay", lambda self, num_sequences: False)
     # this tiny model repeats nothing, so what is proposed is anything; a wrong proposal changes no output
     monkeypatch.setattr(
-        speculative.PromptLookupProposer,
+        proposers.PromptLookupProposer,
         "propose",
         lambda self, sequences, most: {s.request.request_id: [7] * most for s in sequences},
     )

@@ -7,8 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from inferoptim.config import SamplingParams
+from inferoptim.engine.draft_length import DraftLength, StepCost
+from inferoptim.engine.proposers import PromptLookupProposer
 from inferoptim.engine.request import Request, Sequence
-from inferoptim.engine.speculative import DraftLength, PromptLookupProposer, Speculator, StepCost
+from inferoptim.engine.speculative import Speculator
 from inferoptim.engine.step import ScheduledSequence, StepPlan
 
 

@@ -31,12 +31,13 @@ from inferoptim.engine.loading import (
 )
 from inferoptim.engine.opening import Opening
 from inferoptim.engine.planning import SchedulerConfig
+from inferoptim.engine.proposers import DraftModelProposer, PromptLookupProposer, Proposer
 from inferoptim.engine.request import FinishReason, Request, Sequence, TokenOutput
 from inferoptim.engine.resident import return_freed_memory
 from inferoptim.engine.runner import AheadRunner, DecoderLike, Launched, Runner
 from inferoptim.engine.scheduler import Scheduler
 from inferoptim.engine.scoring import Scorer
-from inferoptim.engine.speculative import DraftModelProposer, PromptLookupProposer, Proposer, Speculator
+from inferoptim.engine.speculative import Speculator
 from inferoptim.engine.step import StepPlan, StepResult
 from inferoptim.errors import CapacityError, RequestError, UnsupportedError
 from inferoptim.hardware.gpu_meter import cuda_uuids
