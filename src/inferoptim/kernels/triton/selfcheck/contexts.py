@@ -69,13 +69,24 @@ def decode_few(i: Inputs) -> Iterator[Comparison]:
 def _paged(
     i: Inputs, shape: Shape, contexts: list[int], quant: torch.dtype | None
 ) -> tuple[Cache, torch.Tensor]:
-    """A cache that holds the contexts in blocks of any order, and their tables."""
+    """A cache that holds the contexts in blocks of any order, and their tables; slots of no token are not numbers."""
     _, kv_heads, dim, size, _ = shape
     width = -(-max(contexts) // size)
     blocks = len(contexts) * width + 1
     order = i.permutation(blocks)
     tables = i.ints(np.asarray(order[: len(contexts) * width]).reshape(len(contexts), width))
-    return i.cache(blocks, size, kv_heads, dim, quant), tables
+    cache = i.cache(blocks, size, kv_heads, dim, quant)
+    empty = torch.ones(blocks * size, dtype=torch.bool)
+    for s, context in enumerate(contexts):
+        at = torch.arange(context)
+        empty[tables[s].cpu().long()[at // size] * size + at % size] = False
+    empty = empty.to(i.device).view(blocks, size)
+    for held in (cache.k, cache.v, cache.k_scale, cache.v_scale):
+        if held is not None and held.dtype == torch.float8_e4m3fn:
+            reference.raw(held)[empty] = 0x7F
+        elif held is not None and held.is_floating_point():
+            held[empty] = float("nan")
+    return cache, tables
 
 
 def _decode(
