@@ -146,8 +146,10 @@ class EngineConfig(KernelSettings):
             raise ValueError("draft_model is set but speculative is not 'draft'")
         if self.device == "cpu" and "fp8" in (self.quantization, self.kv_quantization):
             raise ValueError("fp8 needs an NVIDIA GPU (SM 8.9 or later); on a CPU use int8")
-        if self.device == "cpu" and self.tensor_parallel > 1:
-            raise ValueError("tensor_parallel needs NVIDIA GPUs")
+        if self.tensor_parallel > 1:
+            raise ValueError(
+                "tensor_parallel: this engine runs a model on one device; for several GPUs serve the same folder with vLLM or TensorRT-LLM"
+            )
         if self.device == "cuda" and self.quantization == "int4":
             raise ValueError("quantization=int4 has CPU kernels only; on a GPU use int8 or fp8")
         if self.device == "cuda" and self.kernels == "native":

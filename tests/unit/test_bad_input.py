@@ -59,7 +59,7 @@ def edit(folder: Path, name: str, **fields: object) -> None:
         ({"speculative": "draft"}, "needs draft_model"),
         ({"draft_model": "self:2"}, "speculative is not 'draft'"),
         ({"device": "cpu", "quantization": "fp8"}, "fp8 needs an NVIDIA GPU"),
-        ({"device": "cpu", "tensor_parallel": 2}, "tensor_parallel needs NVIDIA GPUs"),
+        ({"tensor_parallel": 2}, "one device; for several GPUs serve"),
         ({"quantisation": "int8"}, "quantisation: no such field"),
         ({"block_size": 0}, "block_size: Input should be greater than or equal to 1"),
     ],

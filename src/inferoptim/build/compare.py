@@ -173,7 +173,7 @@ def compare(
         accuracy=None if accuracy is None else _plain(accuracy),
         currency=currency,
         checks=tuple(_checks(limits, ratio, detectable, accuracy, rates.get("speedup"))),
-        notes=tuple(notes),
+        notes=(*notes, *_too_few(limits, detectable, accuracy)),
         **(distribution or {}),
         **rates,
         **costs,
@@ -185,6 +185,22 @@ def _plain(accuracy: PairedAccuracy) -> dict[str, Any]:
     return {name: getattr(accuracy, name) for name in names} | {
         "difference": accuracy.difference.model_dump()
     }
+
+
+def _too_few(limits: Limits, detectable: float, accuracy: PairedAccuracy | None) -> list[str]:
+    """A line for each limit that is smaller than the smallest loss that the sample would have shown."""
+    lines = []
+    if detectable > limits.perplexity_increase:
+        lines.append(
+            f"the perplexity limit of {limits.perplexity_increase:.2%} is under what this sample would have shown "
+            f"({detectable:.2%}): passing it says little; give more texts (--texts)"
+        )
+    if accuracy is not None and accuracy.detectable_loss > limits.accuracy_drop:
+        lines.append(
+            f"the accuracy limit of {limits.accuracy_drop:.1%} is under what this sample would have shown "
+            f"({accuracy.detectable_loss:.1%}): passing it says little; give more questions (--tasks)"
+        )
+    return lines
 
 
 def _checks(

@@ -36,6 +36,7 @@ from inferoptim.hardware.cpu import memory_limit_bytes
 from inferoptim.models.cache import disk_errors, record_files, require_room
 from inferoptim.models.hub import ModelFiles
 from inferoptim.models.sources import ARTEFACT_NAME, model_file_names
+from inferoptim.models.spec import ModelSpec
 from inferoptim.models.tokenizer import load_tokenizer
 from inferoptim.units import format_bytes
 
@@ -58,7 +59,7 @@ class BuildRequest:
         out: folder to make; must not exist, unless `force`.
         calibration: texts (or their tokens) that scales are taken from, and where they came from in words.
         proof: texts for the proof, by language; must not be among the calibration texts.
-        limits: max_batch_size, max_input_len, max_output_len; what the artefact will be asked for.
+        limits: max_batch_size, max_input_len, max_output_len, tensor_parallel; what the artefact will be asked for.
         tune_budget_s: 0 = no tuning.
         speed_runs: timed runs of the artefact; 0: speed is not measured.
         export: 'hf' (compressed-tensors) or 'modelopt'.
@@ -96,6 +97,7 @@ def build_artefact(request: BuildRequest, progress: Progress | None = None) -> p
     if request.export == "modelopt":
         _check_modelopt(recipe)
     source = SourceModel(request.files.folder)
+    _check_limits(source.spec, request.limits)
     dtype = _DTYPES.get(source.spec.torch_dtype, torch.bfloat16)
     tokenizer = load_tokenizer(request.files.folder)
     calibration = calibration_set(
@@ -113,7 +115,9 @@ def build_artefact(request: BuildRequest, progress: Progress | None = None) -> p
         copies = (
             2 if recipe.has_goal else 1
         )  # with a goal, what may be left lies beside its quantised self for a while
-        require_room(out.parent, copies * source_tensor_bytes(source.spec, dtype))
+        require_room(
+            out.parent, copies * source_tensor_bytes(source.spec, dtype), "choose another disk with --out"
+        )
         made = quantise_model(source, recipe, calibration, dtype, folder, watch, progress)
         recipe, reports = made.recipe, made.reports
         warnings += made.warnings
@@ -203,9 +207,20 @@ def _engine_settings(recipe: Recipe, limits: Mapping[str, int]) -> dict[str, Any
         settings["max_num_seqs"] = limits["max_batch_size"]
     if "max_input_len" in limits and "max_output_len" in limits:
         settings["max_model_len"] = limits["max_input_len"] + limits["max_output_len"]
-    if limits.get("tensor_parallel", 1) > 1:
-        settings["tensor_parallel"] = limits["tensor_parallel"]
     return settings
+
+
+def _check_limits(spec: ModelSpec, limits: Mapping[str, int]) -> None:
+    longest = limits.get("max_input_len", 0) + limits.get("max_output_len", 0)
+    if longest > spec.max_position:
+        raise ConfigError(
+            f"max_input_len and max_output_len make {longest} tokens, the model was trained for {spec.max_position}: ask for less"
+        )
+    gpus = limits.get("tensor_parallel", 1)
+    if spec.num_heads % gpus or (spec.num_kv_heads % gpus and gpus % spec.num_kv_heads):
+        raise ConfigError(
+            f"tensor_parallel={gpus} does not divide the model's {spec.num_heads} heads and {spec.num_kv_heads} KV heads evenly"
+        )
 
 
 def _prove(
@@ -291,9 +306,13 @@ def _check_modelopt(recipe: Recipe) -> None:
 @contextmanager
 def _staging(out: Path) -> Any:
     """A scratch folder beside `out`, gone at the end whatever happens."""
-    with disk_errors(out.parent):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    elsewhere = "another folder with --out"
+    with disk_errors(out.parent, "the artefact", elsewhere):
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        except FileNotFoundError as error:  # where nobody can make a file, /proc for one
+            raise ConfigError(f"cannot write the artefact at {out.parent}; choose {elsewhere}") from error
         try:
             yield scratch
         finally:

@@ -24,6 +24,7 @@ def print_artefact(artefact: Artefact, folder: Path, *, json: bool, verified: bo
         ("tensors on disk", f"{format_bytes(memory.tensors_bytes)}; arithmetic says {format_bytes(memory.predicted_tensors_bytes)}; source {format_bytes(memory.source_tensors_bytes)}"),
         ("weights in memory", format_bytes(memory.resident_bytes)),
         ("goal", _goal(artefact)),
+        *([("asked for", ", ".join(f"{k}={v}" for k, v in artefact.limits.items()))] if artefact.limits else []),
         ("engine settings", ", ".join(f"{k}={v}" for k, v in artefact.engine.items()) or "defaults"),
         *([("built in", ", ".join(f"{k} {v:.1f} s" for k, v in artefact.built_in_s.items()))] if artefact.built_in_s else []),
         ("files", f"{len(artefact.files)}, {'every SHA-256 checked' if verified else 'digests not checked'}"),

@@ -102,7 +102,12 @@ def build(
         int | None, typer.Option("--max-output-len", min=1, help="Longest answer, tokens.")
     ] = None,
     tensor_parallel: Annotated[
-        int, typer.Option("--tensor-parallel", min=1, help="GPUs to serve it on.")
+        int,
+        typer.Option(
+            "--tensor-parallel",
+            min=1,
+            help="GPUs to serve it on with vLLM or TensorRT-LLM; this engine uses one.",
+        ),
     ] = 1,
     tune_budget: Annotated[
         float,

@@ -152,9 +152,19 @@ def check_folder(folder: Path, *, verify: bool = False, progress: Progress | Non
     return manifest
 
 
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
+_OTHER_DISK = "set INFEROPTIM_HOME to another disk"
+
+
 @contextmanager
-def disk_errors(where: Path) -> Iterator[None]:
+def disk_errors(
+    where: Path, what: str = "the model cache", instead: str = "a folder of yours with INFEROPTIM_HOME"
+) -> Iterator[None]:
     """Turn the operating system's complaints about `where` into one line each.
+
+    Args:
+        what: is written there.
+        instead: what to choose, and how.
 
     Raises:
         CapacityError: the disk is full. ConfigError: the place cannot be written.
@@ -163,34 +173,32 @@ def disk_errors(where: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise disk_full(where) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise disk_full(where, advice=f"choose {instead}") from error
+        if error.errno in _NOT_WRITABLE:
             raise ConfigError(
-                f"cannot write the model cache at {where} ({error.strerror}); set INFEROPTIM_HOME to a folder of yours"
+                f"cannot write {what} at {where} ({error.strerror}); choose {instead}"
             ) from error
         raise
 
 
-def disk_full(where: Path, needed_bytes: int | None = None) -> CapacityError:
+def disk_full(where: Path, needed_bytes: int | None = None, advice: str = _OTHER_DISK) -> CapacityError:
     """The error for a full disk at `where`, with what is free and, if known, what is needed."""
     try:
         free = format_bytes(shutil.disk_usage(_existing_parent(where)).free)
     except OSError:
         free = "an unknown amount"
     need = f", {format_bytes(needed_bytes)} needed" if needed_bytes is not None else ""
-    return CapacityError(
-        f"disk full at {where}: {free} free{need}; free some room or set INFEROPTIM_HOME to another disk"
-    )
+    return CapacityError(f"disk full at {where}: {free} free{need}; free some room or {advice}")
 
 
-def require_room(where: Path, needed_bytes: int) -> None:
+def require_room(where: Path, needed_bytes: int, advice: str = _OTHER_DISK) -> None:
     """Refuse early what cannot fit.
 
     Raises:
         CapacityError: less than `needed_bytes` are free on the disk that holds `where`.
     """
     if shutil.disk_usage(_existing_parent(where)).free < needed_bytes:
-        raise disk_full(where, needed_bytes)
+        raise disk_full(where, needed_bytes, advice)
 
 
 def _existing_parent(path: Path) -> Path:

@@ -30,7 +30,7 @@ def load_weights(folder: str | Path) -> Iterator[tuple[str, torch.Tensor]]:
                 odd = sorted(set(names) ^ indexed)[0]
                 where = "the index but not the shard" if odd in indexed else "the shard but not the index"
                 raise DataError(
-                    f"{path}: tensor '{odd}' is in {where}: shards and index are not of one download"
+                    f"{path}: tensor '{odd}' is in {where}: shards and index are not of one download; fetch the model again"
                 )
             for name in names:
                 yield name, file.get_tensor(name)
@@ -50,7 +50,10 @@ def weight_shapes(folder: str | Path) -> dict[str, tuple[int, ...]]:
             found = {name: tuple(file.get_slice(name).get_shape()) for name in names}
         if indexed is not None and set(found) != indexed:
             odd = sorted(set(found) ^ indexed)[0]
-            raise DataError(f"{folder / shard}: tensor '{odd}' does not agree with the index")
+            where = "the index but not the shard" if odd in indexed else "the shard but not the index"
+            raise DataError(
+                f"{folder / shard}: tensor '{odd}' is in {where}: shards and index are not of one download; fetch the model again"
+            )
         shapes |= found
     return shapes
 
@@ -106,7 +109,10 @@ def check_weights(spec: ModelSpec, shapes: Mapping[str, Iterable[int]]) -> None:
         )
     for name, shape in expected.items():
         if tuple(shapes[name]) != shape:
-            raise DataError(f"tensor '{name}' has shape {tuple(shapes[name])}, config.json implies {shape}")
+            raise DataError(
+                f"tensor '{name}' has shape {tuple(shapes[name])}, config.json implies {shape}: they are of two models; fetch "
+                "config.json and weights of one revision"
+            )
     unknown = [
         n
         for n in shapes
@@ -128,7 +134,10 @@ def check_finite(name: str, tensor: torch.Tensor) -> None:
     # One of the two is NaN or infinite if any element is: one pass, no mask in memory, in the tensor's own type.
     if tensor.numel() and not all(torch.isfinite(extreme) for extreme in torch.aminmax(tensor)):
         bad = int((~torch.isfinite(tensor)).sum())
-        raise DataError(f"tensor '{name}' has {bad} of {tensor.numel()} elements that are NaN or infinite")
+        raise DataError(
+            f"tensor '{name}' has {bad} of {tensor.numel()} elements that are NaN or infinite: the checkpoint is damaged or was "
+            "trained so; fetch it again, or take another revision"
+        )
 
 
 def _shards(folder: Path) -> Iterator[tuple[str, set[str] | None]]:
