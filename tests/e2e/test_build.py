@@ -12,13 +12,18 @@ import pytest
 import torch
 
 from inferoptim import LLM, EngineConfig
+from inferoptim.bench.inputs import resolve
+from inferoptim.bench.plan import BenchPlan
 from inferoptim.build import pipeline, prove
 from inferoptim.build.pipeline import BuildRequest, build_artefact
 from inferoptim.build.recipe import Recipe
-from inferoptim.build.tune import TuneRequest, tune
+from inferoptim.build.step_bench import Situation
+from inferoptim.build.tune import Plan, TuneRequest, tune
+from inferoptim.build.tune_kernels import Question
 from inferoptim.cli.main import main
 from inferoptim.engine.scoring import Scorer
-from inferoptim.models.artefact import engine_fields
+from inferoptim.models.artefact import engine_fields, tuned_fields
+from inferoptim.models.hub import resolve_model
 from inferoptim.models.load import load_decoder
 from inferoptim.models.tokenizer import load_tokenizer
 from inferoptim.quant.formats import DenseWeight, GroupedWeight, Int8Weight
@@ -158,9 +163,13 @@ def test_products_that_were_kept_stay_dense_where_the_head_is_rounded(model: Pat
 
 
 def test_tuned_and_timed_on_this_machine_and_told_apart_on_another(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     limits = {"max_batch_size": 2, "max_input_len": 16, "max_output_len": 4}
+    asked = tuple(Question(name, (32,), (Situation(2, 1, 8),)) for name in ("product_tasks", "block_size"))
+    monkeypatch.setattr(
+        "inferoptim.build.tune.plan", lambda *_, **__: Plan(asked, {"max_num_batched_tokens": (512,)})
+    )
     out = tmp_path / "built"
     artefact = build_artefact(
         request(model, out, RECIPES["int8"], limits=limits, tune_budget_s=120.0, speed_runs=2)
@@ -168,15 +177,24 @@ def test_tuned_and_timed_on_this_machine_and_told_apart_on_another(
     assert artefact.tuning is not None
     assert artefact.benchmark is not None
     tried = {name for trial in artefact.tuning.trials for name in trial}
-    assert {"max_num_batched_tokens", "block_size"} <= tried
+    assert {"max_num_batched_tokens", "product_tasks", "block_size"} <= tried
+    assert main(["inspect", str(out)]) == 0
+    assert "Tuned in" in capsys.readouterr().out
     assert artefact.benchmark.rows[0].output_tokens_per_s.value > 0
     assert engine_fields(out) == (artefact.engine, None)
     content = json.loads((out / "artefact.json").read_text())
+    content["tuning"]["settings"] = {"product_tasks": 4}
+    (out / "artefact.json").write_text(json.dumps(content))
+    plan = BenchPlan(model=str(out), workloads=({"name": "guide", "prompt_tokens": 8, "output_tokens": 4},))
+    assert (
+        resolve(plan, resolve_model(str(out))).base["product_tasks"] == 4
+    )  # bench measures what the build tuned here
     content["tuning"]["machine"]["processor"] = "another"
     content["tuning"]["settings"] = {"block_size": 32}
     content["engine"]["block_size"] = 32
     (out / "artefact.json").write_text(json.dumps(content))
     fields, warning = engine_fields(out)
+    assert tuned_fields(out) == ({}, warning)
     assert "block_size" not in fields
     assert fields["quantization"] == "int8"
     assert warning is not None

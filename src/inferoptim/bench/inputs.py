@@ -1,8 +1,9 @@
-"""What a plan stands for: model, tokenizer, requests, scored texts, memory. Nothing of it depends on the machine."""
+"""What a plan stands for: model, tokenizer, requests, scored texts, memory."""
 
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +11,17 @@ from inferoptim.bench.cases import Case, build_cases
 from inferoptim.bench.plan import BenchPlan
 from inferoptim.bench.quality import scored_texts
 from inferoptim.errors import ConfigError
+from inferoptim.models.artefact import tuned_fields
 from inferoptim.models.hub import ModelFiles
 from inferoptim.models.spec import ModelSpec
 from inferoptim.models.tokenizer import Tokenizer
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What a plan stands for, resolved; nothing of it depends on the machine."""
+    """What a plan stands for, resolved. Of the machine it depends only in what an artefact's build tuned on one like it."""
 
     plan: BenchPlan
     files: ModelFiles
@@ -47,7 +51,10 @@ def resolve(plan: BenchPlan, files: ModelFiles) -> Inputs:
         )
     length = plan.max_model_len or max(case.longest_tokens for case in cases)
     rows = max(case.concurrency for case in cases)
-    block = int(plan.engine.get("block_size", 16))
+    tuned, warning = tuned_fields(files.folder)
+    if warning:
+        _log.warning(warning)
+    block = int(plan.engine.get("block_size", tuned.get("block_size", 16)))
     element = 4 if plan.engine.get("dtype") == "float32" or spec.torch_dtype == "float32" else 2
     slot_bytes = -(-length // block) * block * spec.kv_bytes_per_token(element)
     if plan.kv_budget_bytes is not None and plan.kv_budget_bytes < slot_bytes and "engine" in plan.targets:
@@ -56,8 +63,9 @@ def resolve(plan: BenchPlan, files: ModelFiles) -> Inputs:
             "raise it, or lower max_model_len and the workloads' lengths"
         )
     base = {
+        **tuned,
         "model": plan.model,
-        "num_threads": plan.num_threads,
+        "num_threads": plan.num_threads or tuned.get("num_threads"),
         "max_model_len": length,
         "max_num_seqs": rows,
         "kv_budget_bytes": plan.kv_budget_bytes

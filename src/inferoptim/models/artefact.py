@@ -51,25 +51,44 @@ def engine_fields(folder: Path) -> tuple[dict[str, Any], str | None]:
     if content is None:
         return {}, None
     fields = {n: v for n, v in _part(folder, content, "engine").items() if n != "model"}
+    settings, warning = _tuned(folder, content)
+    return (
+        (fields, None)
+        if warning is None
+        else ({n: v for n, v in fields.items() if n not in settings}, warning)
+    )
+
+
+def tuned_fields(folder: Path) -> tuple[dict[str, Any], str | None]:
+    """Fields of EngineConfig that the artefact's build tuned on a machine like this one, and a warning where it was another.
+
+    Returns:
+        (fields, None), or ({}, warning), or ({}, None) where nothing was tuned.
+
+    Raises:
+        DataError: artefact.json cannot be read.
+    """
+    content = artefact_json(folder)
+    settings, warning = ({}, None) if content is None else _tuned(folder, content)
+    return ({}, warning) if warning else (settings, None)
+
+
+def _tuned(folder: Path, content: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """(tuned settings, why they do not hold here)."""
     if content.get("tuning") is None:
-        return fields, None
+        return {}, None
     from inferoptim.models.machine import machine  # torch, which a server's own process does without
 
     tuning = _part(folder, content, "tuning")
-    settings, there, here = (
-        _part(folder, tuning, "settings"),
-        _part(folder, tuning, "machine"),
-        machine(),
-    )
+    settings, there, here = _part(folder, tuning, "settings"), _part(folder, tuning, "machine"), machine()
     other = [name for name in here | there if here.get(name) != there.get(name)]
     if not other or not settings:
-        return fields, None
+        return settings, None
     differences = ", ".join(f"{n}: {there.get(n, 'none')} there, {here.get(n, 'none')} here" for n in other)
-    warning = (
+    return settings, (
         f"{folder}: tuned on another machine ({differences}); used with default values of {', '.join(settings)}; "
         "build it here with --tune-budget to tune it"
     )
-    return {n: v for n, v in fields.items() if n not in settings}, warning
 
 
 def check_digests(folder: Path, sha256_of: Mapping[str, str]) -> None:
