@@ -39,11 +39,14 @@ class TextStream:
 
     def append(self, token_ids: tuple[int, ...]) -> int:
         """Add tokens; how many of them belong to the output (fewer when a stop string ends it). Sets `stopped`."""
+        if not self._stops:
+            self.text += self._detokenizer.append(token_ids)
+            return len(token_ids)
         for count, token_id in enumerate(token_ids, start=1):
             before = len(self.text)
             self.text += self._detokenizer.append((token_id,))
             self._num_tokens += 1
-            if self._stops and self._num_tokens >= self._min_tokens and self._cut(before):
+            if self._num_tokens >= self._min_tokens and self._cut(before):
                 return count
         return len(token_ids)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +200,7 @@ class _ByteLevel:
     """Every token is bytes; text is the UTF-8 reading of them all."""
 
     @staticmethod
+    @lru_cache(maxsize=1 << 15)  # the tokens of a text are few, and come again and again
     def token_bytes(token: str) -> bytes:
         try:
             return bytes([_BYTE_OF[char] for char in token])

@@ -30,6 +30,7 @@ from inferoptim.serving.state import ServerState
 _DEEP_TIMEOUT_S = 30.0  # longer than the longest step (a whole prompt on a slow machine)
 
 Handler = Callable[[ServerState, Request], Awaitable[Response]]
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def create_app(state: ServerState, registry: CollectorRegistry) -> ASGIApp:
@@ -43,6 +44,8 @@ def create_app(state: ServerState, registry: CollectorRegistry) -> ASGIApp:
         title="inferoptim", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False
     )
 
+    direct: dict[str, Endpoint] = {}
+
     def add(method: str, path: str, handler: Handler, summary: str, **document: Any) -> None:
         async def endpoint(request: Request) -> Response:
             try:
@@ -50,6 +53,8 @@ def create_app(state: ServerState, registry: CollectorRegistry) -> ASGIApp:
             except Exception as error:
                 return generate.answer_error(error)
 
+        if document.get("streams"):
+            direct[path] = endpoint
         app.add_api_route(
             path,
             endpoint,
@@ -94,7 +99,7 @@ def create_app(state: ServerState, registry: CollectorRegistry) -> ASGIApp:
         return HttpError(error.status_code, str(error.detail), headers=error.headers).response()
 
     openapi.install(app, state.settings.served_model_names)
-    wrapped: ASGIApp = _Count(app, state, {getattr(r, "path", "") for r in app.routes})
+    wrapped: ASGIApp = _Count(app, state, {getattr(r, "path", "") for r in app.routes}, direct)
     if state.settings.cors_origins:
         from starlette.middleware.cors import CORSMiddleware
 
@@ -108,10 +113,17 @@ def create_app(state: ServerState, registry: CollectorRegistry) -> ASGIApp:
 
 
 class _Count:
-    """Counts answers by route and status; a path that is no route is counted as 'other', or labels would grow."""
+    """Counts answers by route and status; a path that is no route is counted as 'other', or labels would grow.
 
-    def __init__(self, app: ASGIApp, state: ServerState, paths: set[str]) -> None:
-        self._app, self._responses, self._paths = app, state.metrics.responses, paths
+    Args:
+        direct: POST to these paths goes straight to its endpoint, which reads the body and answers every error itself: what the
+            framework does around one costs a quarter of a short request.
+    """
+
+    def __init__(
+        self, app: ASGIApp, state: ServerState, paths: set[str], direct: dict[str, Endpoint]
+    ) -> None:
+        self._app, self._responses, self._paths, self._direct = app, state.metrics.responses, paths, direct
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -125,7 +137,12 @@ class _Count:
                 self._responses[(route, message["status"])] += 1
             await send(message)
 
-        await self._app(scope, receive, counted)
+        endpoint = self._direct.get(path) if scope["method"] == "POST" else None
+        if endpoint is None:
+            await self._app(scope, receive, counted)
+            return
+        response = await endpoint(Request(scope, receive))
+        await response(scope, receive, counted)
 
 
 async def _models(state: ServerState, request: Request) -> Response:

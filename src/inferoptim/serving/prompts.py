@@ -55,8 +55,8 @@ def prepare_completion(request: CompletionRequest, tokenizer: Tokenizer, limits:
     for ids in prompts:
         if not ids:
             raise HttpError(400, "prompt: it has no tokens", "prompt", "invalid_value")
-        wrong = next((i for i in ids if i >= limits.vocab_size), None)
-        if wrong is not None:
+        if max(ids) >= limits.vocab_size:
+            wrong = next(i for i in ids if i >= limits.vocab_size)
             raise HttpError(
                 400,
                 f"prompt: token id {wrong} is outside the vocabulary (0…{limits.vocab_size - 1})",
@@ -189,20 +189,14 @@ def _token_prompts(request: CompletionRequest, tokenizer: Tokenizer) -> list[lis
     prompt, special = request.prompt, request.add_special_tokens is not False
     if isinstance(prompt, str):
         return [tokenizer.encode(prompt, special)]
-    result: list[list[int]] = []
-    flat: list[int] = []
-    for item in prompt:
-        if isinstance(item, str):
-            result.append(tokenizer.encode(item, special))
-        elif isinstance(item, int):
-            flat.append(item)
-        else:
-            result.append(item)
-    if request.add_special_tokens is not None and (flat or not isinstance(prompt[0], str)):
+    if isinstance(prompt[0], str):  # the schema lets no list of two kinds by
+        return [tokenizer.encode(text, special) for text in prompt if isinstance(text, str)]
+    if request.add_special_tokens is not None:
         raise HttpError(
             400, "add_special_tokens: the prompt is token ids already", "add_special_tokens", "invalid_value"
         )
-    return [flat] if flat else result
+    # one prompt, or several; not looked through, since each may be long
+    return [prompt] if isinstance(prompt[0], int) else prompt
 
 
 def _budget(prompts: list[list[int]], asked: int | None, name: str, limits: Limits) -> int:

@@ -179,7 +179,10 @@ class Writer:
         return result
 
 
-async def stream(generation: Generation, writer: Writer, first: list[Delta]) -> AsyncIterator[bytes]:
+Piece = tuple[bytes, bool]  # what to send, and whether more follows
+
+
+async def stream(generation: Generation, writer: Writer, first: list[Delta]) -> AsyncIterator[Piece]:
     """The pieces of a streamed answer. An error after the first piece becomes an event; the stream then ends without DONE.
 
     Args:
@@ -192,27 +195,27 @@ async def stream(generation: Generation, writer: Writer, first: list[Delta]) -> 
         while True:
             piece = writer.events(deltas)
             if generation.finished:
-                yield piece + writer.last()
+                yield piece + writer.last(), False
                 return
             if piece:
-                yield piece
+                yield piece, True
             deltas = await generation.next()
     except InferOptimError as error:
-        yield event(of_exception(error).body())
+        yield event(of_exception(error).body()), False
 
 
 class EventStream(Response):
     """A streamed answer.
 
     Args:
-        pieces: what to send.
+        pieces: what to send, the last one marked: it ends the answer in the same write.
         on_end: called once, however the stream ends.
     """
 
     media_type = "text/event-stream"
 
     def __init__(
-        self, pieces: AsyncIterator[bytes], on_end: Callable[[], None], headers: dict[str, str]
+        self, pieces: AsyncIterator[Piece], on_end: Callable[[], None], headers: dict[str, str]
     ) -> None:
         self._pieces, self._on_end = pieces, on_end
         self.status_code, self.background = 200, None
@@ -232,9 +235,8 @@ class EventStream(Response):
         watcher.add_done_callback(lambda done: None if done.cancelled() else task.cancel())
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            async for piece in self._pieces:
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            async for piece, more in self._pieces:
+                await send({"type": "http.response.body", "body": piece, "more_body": more})
         except asyncio.CancelledError:
             if not watcher.done():
                 raise  # the server is stopping, not the client leaving
