@@ -138,7 +138,7 @@ def load_decoder(
         stack = on_disk or loading
         if device.type == "cpu":
             loading.enter_context(one_thread())
-        stored = _reader(folder, stack)
+        stored = _reader(folder, stack, reopen=on_disk is not None)
         blocks = open_blocks(folder, stack)
 
         def get(name: str) -> torch.Tensor:
@@ -233,17 +233,28 @@ def check_fp8(device: torch.device) -> None:
         )
 
 
-def _reader(folder: Path, stack: ExitStack) -> Callable[[str], torch.Tensor]:
-    """A function from a tensor's name to the tensor as stored, checked finite."""
+def _reader(folder: Path, stack: ExitStack, *, reopen: bool = False) -> Callable[[str], torch.Tensor]:
+    """A function from a tensor's name to the tensor as stored, checked finite.
+
+    Args:
+        reopen: a file for every tensor anew: pages of one that stays mapped count as the process's memory.
+    """
     shards = weight_shards(folder)
     names = {name: shard for shard, held in (shards or {}).items() for name in held}
+    opened = () if reopen else (shards or {"model.safetensors": set()})
     files = {
         shard: stack.enter_context(safe_open(folder / shard, framework="pt", device="cpu"))
-        for shard in (shards or {"model.safetensors": set()})
+        for shard in opened
     }
 
     def stored(name: str) -> torch.Tensor:
-        tensor: torch.Tensor = files[names.get(name, "model.safetensors")].get_tensor(name)
+        shard = names.get(name, "model.safetensors")
+        tensor: torch.Tensor
+        if reopen:
+            with safe_open(folder / shard, framework="pt", device="cpu") as file:
+                tensor = file.get_tensor(name).clone()
+        else:
+            tensor = files[shard].get_tensor(name)
         if tensor.is_floating_point():
             check_finite(name, tensor.float() if tensor.itemsize == 1 else tensor)
         return tensor
