@@ -16,6 +16,7 @@ from inferoptim.build.artefact import Quality
 from inferoptim.build.paired import detectable_increase
 from inferoptim.config import EngineConfig
 from inferoptim.engine.loading import choose_device
+from inferoptim.engine.resident import return_freed_memory
 from inferoptim.engine.runner import DecoderLike
 from inferoptim.engine.scoring import Scorer, TokenDivergence, divergence
 from inferoptim.kernels import cpu
@@ -65,6 +66,7 @@ def divergences(
     """
     steps = [range(len(texts))] if streamed else _steps([len(ids) for ids in texts])
     room = max(sum(_blocks(len(texts[i])) for i in step) for step in steps) * _BLOCK
+    return_freed_memory()  # what was quantised needed more than two models do
     # the first model's logits outlive it, and may not fit in memory
     with tempfile.TemporaryFile() as spill, ExitStack() as files:
         on_disk = files if streamed else None
@@ -76,6 +78,7 @@ def divergences(
                 progress("quality: reference", step[0], len(texts))
             scorer.logits(*(texts[i] for i in step)).cpu().numpy().tofile(spill)
         del scorer, decoder
+        return_freed_memory()
         spill.flush()
         spill.seek(0)
         runner = _load(other, device, dtype, emulate_fp8, on_disk)

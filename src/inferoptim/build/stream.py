@@ -20,6 +20,7 @@ from inferoptim.build.sensitivity import Sensitivity, estimated, measure, most_s
 from inferoptim.build.source import PRODUCTS, SourceModel
 from inferoptim.build.stopwatch import Stopwatch
 from inferoptim.build.writer import ShardWriter
+from inferoptim.engine.resident import return_freed_memory
 
 Progress = Callable[[str, int, int], None]
 
@@ -86,6 +87,7 @@ def quantise_model(
             source, recipe, calibration, dtype, choices[aimed], frontier, spare, None, watch, progress
         )
         with watch.part("frontier"):
+            return_freed_memory()  # of quantising; two heads in float32 come now
             points = frontier.points()
         rows = [_measured(source, recipe, dtype, layers, point, sensitivity) for point in points]
         best, met = choose(points, recipe, [row.read_bytes or 0 for row in rows])
