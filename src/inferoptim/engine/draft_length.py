@@ -118,9 +118,13 @@ class DraftLength:
         self._since_other, self._plain_s = 0, 0.0
         return 0 if best else 1
 
+    def _without(self, n: int) -> float:
+        """Seconds of a step without speculation, which proposals must beat: one of many where such were seen."""
+        return (self._many if self._many.known else self._plain).at(n)
+
     def _may_try(self, n: int) -> bool:
         """Whether so much time went by without proposals that a step with one a sequence is a small share of it."""
-        extra = self._verify.at(2 * n) - (self._many if self._many.known else self._plain).at(n)
+        extra = self._verify.at(2 * n) - self._without(n)
         return extra <= _PROBE_SHARE * self._plain_s
 
     def may_soon_pay(self, num_sequences: int) -> bool:
@@ -138,7 +142,7 @@ class DraftLength:
         """The length that pays most; `coverage` is the chance of a sequence to have proposals, or the share that has."""
         alpha = min(self._accepted / self._proposed, 0.99)
         plain = (self._plain if self._plain.known else self._many).at(n)
-        best, best_rate = 0, _WORTH * n / (self._many if self._many.known else self._plain).at(n)
+        best, best_rate = 0, _WORTH * n / self._without(n)
         with_any = 1.0 if in_hand else 1 - (1 - coverage) ** n
         served = n * coverage  # of all sequences, over verifying and plain steps
         for d in range(1, self._longest + 1):
